@@ -1,0 +1,177 @@
+"""The store in memory: the same promises inside one process, for tests and examples.
+
+Nothing outlives the process. It follows eventlog.append() step by step and is the oracle that the
+Postgres store is tested against.
+"""
+
+from __future__ import annotations
+
+import bisect
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from uuid import UUID, uuid4
+
+from eventlog.envelope import BY_ID, FRAME, Row
+from eventlog.replay import Replayer
+from eventlog.store import Answer, Command, Head, Identity, Snapshot, Status
+from eventlog.views import SessionFilter, SessionView, place_of, view_of
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1_000
+
+
+class MemoryStore:
+    """`Store` in dicts and lists. `now_us` is the clock, in µs since 1970."""
+
+    def __init__(
+        self, *, shards: int = 16, tenant_id: int = 0, now_us: Callable[[], int] = _now_us
+    ) -> None:
+        self.shards = shards
+        self.tenant_id = tenant_id
+        self._now_us = now_us
+        self._sessions: defaultdict[UUID, list[Row]] = defaultdict(list)
+        self._feeds: list[list[Row]] = [[] for _ in range(shards)]
+        self._by_id: set[tuple[UUID, UUID]] = set()
+        self._owners: defaultdict[UUID, list[UUID]] = defaultdict(list)
+        self._snapshots: defaultdict[UUID, dict[int, Snapshot]] = defaultdict(dict)
+        self._chunks: dict[int, bytes] = {}
+        self._identity = Identity(uuid4(), "1", shards)
+
+    async def commit(self, lane: int, commands: list[Command]) -> list[Answer]:
+        return [self._append(command) for command in commands]
+
+    def _append(self, command: Command) -> Answer:
+        rows = self._sessions[command.session_id]
+        head = rows[-1] if rows else None
+        status = self._judge(command, rows, head)
+        before = head.seq if head else (command.base or 0)
+        feed = self._feeds[command.shard]
+        first_position = len(feed) + 1
+        recorded_us = max(self._now_us(), head.recorded_us if head else 0)
+        if status is not Status.OK:
+            return Answer(status, before, 0, 0, recorded_us)
+        seq = before
+        for draft in command.drafts:
+            seq += draft.span
+            row = Row(
+                len(feed) + 1,
+                seq,
+                recorded_us,
+                command.session_id,
+                draft.event_id,
+                draft.span,
+                draft.type,
+                draft.flags,
+                draft.data,
+            )
+            rows.append(row)
+            feed.append(row)
+            if draft.flags & BY_ID:
+                self._by_id.add((command.session_id, draft.event_id))
+        if command.owner_id is not None:
+            self._owners[command.owner_id].append(command.session_id)
+        return Answer(Status.OK, before, before, first_position, recorded_us)
+
+    def _judge(self, command: Command, rows: list[Row], head: Row | None) -> Status:
+        session_id = command.session_id
+        if command.known is not None and (session_id, command.known) in self._by_id:
+            return Status.KNOWN
+        if head is None and command.base is None:
+            return Status.ABSENT
+        if head is not None and command.base is not None:
+            return Status.EXISTS
+        last = Head(head.seq, head.recorded_us, head.flags) if head else Head(0, 0, 0)
+        if last.deleted:
+            return Status.DELETED
+        if last.closed and not command.tombstone:
+            return Status.CLOSED
+        if command.expected is not None and command.expected != (
+            head.seq if head else command.base
+        ):
+            return Status.CONFLICT
+        if command.unless is not None and (session_id, command.unless) in self._by_id:
+            return Status.FENCED
+        return Status.OK
+
+    async def read_session(
+        self, session_id: UUID, *, after: int, until: int | None, limit: int, frames: bool = True
+    ) -> list[Row]:
+        rows = self._sessions.get(session_id, [])
+        start = bisect.bisect_right(rows, after, key=lambda row: row.seq)
+        found = []
+        for row in rows[start:]:
+            if len(found) == limit or (until is not None and row.first_seq > until):
+                break
+            if frames or not row.flags & FRAME:
+                found.append(row)
+        return found
+
+    async def read_ids(
+        self, session_id: UUID, event_ids: list[UUID], *, after: int | None
+    ) -> list[Row]:
+        return [
+            row
+            for row in self._sessions.get(session_id, [])
+            if row.event_id in event_ids
+            and (row.flags & BY_ID or (after is not None and row.seq > after))
+        ]
+
+    async def heads(self, session_ids: list[UUID]) -> dict[UUID, Head]:
+        found = {each: rows[-1] for each in session_ids if (rows := self._sessions.get(each))}
+        return {each: Head(row.seq, row.recorded_us, row.flags) for each, row in found.items()}
+
+    async def seq_at(self, session_id: UUID, at_us: int) -> int:
+        rows = self._sessions.get(session_id, [])
+        place = bisect.bisect_right(rows, at_us, key=lambda row: row.recorded_us)
+        return rows[place - 1].seq if place else 0
+
+    async def read_feed(self, shard: int, *, after: int, limit: int) -> list[Row]:
+        return self._feeds[shard][after : after + limit]
+
+    async def feed_heads(self) -> list[int]:
+        return [len(feed) for feed in self._feeds]
+
+    async def sessions_of(self, owner_id: UUID) -> list[UUID]:
+        return list(self._owners.get(owner_id, ()))
+
+    async def owned(self, owner_id: UUID, session_ids: list[UUID]) -> set[UUID]:
+        return set(session_ids) & set(self._owners.get(owner_id, ()))
+
+    async def session_view(self, session_id: UUID) -> SessionView | None:
+        return None  # nobody keeps views here: they are folded when asked for
+
+    async def session_views(self, wanted: SessionFilter) -> list[SessionView]:
+        replayer = Replayer(self, save_snapshots=False)
+        heads = await self.heads(list(self._sessions))
+        folded = [await replayer.structure(each, head.seq) for each, head in heads.items()]
+        shown = [view for view in map(view_of, folded) if wanted.shows(view)]
+        return sorted(shown, key=place_of, reverse=True)[: wanted.limit]
+
+    async def identity(self) -> Identity:
+        return self._identity
+
+    async def raise_epoch(self, seen: str) -> None:
+        if self._identity.epoch == seen:
+            self._identity = Identity(self._identity.log_id, str(int(seen) + 1), self.shards)
+
+    async def load_snapshot(self, session_id: UUID, at: int, fold_version: int) -> Snapshot | None:
+        usable = [
+            each
+            for seq, each in self._snapshots[session_id].items()
+            if seq <= at and each.fold_version == fold_version
+        ]
+        return max(usable, key=lambda each: each.seq, default=None)
+
+    async def load_chunks(self, keys: list[int]) -> dict[int, bytes]:
+        return {key: self._chunks[key] for key in keys if key in self._chunks}
+
+    async def save_snapshot(
+        self, session_id: UUID, snapshot: Snapshot, chunks: dict[int, bytes]
+    ) -> None:
+        self._chunks.update(chunks)
+        self._snapshots[session_id][snapshot.seq] = snapshot
+
+    async def aclose(self) -> None:
+        """Nothing to give back."""

@@ -1,0 +1,453 @@
+"""The handle of one session: append, stream a reply, read, replay, subscribe, fork, rewind.
+
+A handle holds no state of the session; any number of them, in any number of processes, may be used
+at once. Get one from `EventLog.session` or `EventLog.create_session`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from eventlog import events as ev
+from eventlog.envelope import (
+    ANY,
+    BY_ID,
+    SEALS,
+    TOMBSTONE,
+    Appended,
+    Draft,
+    Expected,
+    RecordedEvent,
+    Row,
+    closing_id_of,
+    derived_id,
+    new_id,
+)
+from eventlog.entries import Message
+from eventlog.errors import (
+    EventIdReused,
+    InvalidEvent,
+    InvalidRequest,
+    SessionNotFound,
+    WrongExpectedSeq,
+)
+from eventlog.reply import Reply, opening_id_of
+from eventlog.state import SessionState
+from eventlog.store import Answer, Command
+from eventlog.subscription import SessionSubscription
+from eventlog.views import SessionView
+
+if TYPE_CHECKING:
+    from eventlog.log import EventLog
+
+BATCH_EVENTS_MAX: Final = 1_000
+"""Events of one atomic batch."""
+CONTENDED_TRIES_MAX: Final = 20
+"""A rewind, undo or take-over reads, decides and appends; after this many rivals it gives up."""
+
+
+class Session:
+    """One session of a log. `id` is its UUID, `shard` the shard it lives in."""
+
+    def __init__(self, log: EventLog, session_id: UUID, shard: int) -> None:
+        self.id = session_id
+        self.shard = shard
+        self._log = log
+
+    def __repr__(self) -> str:
+        return f"Session({self.id})"
+
+    # --- appending ---
+
+    async def append(
+        self,
+        events: ev.StoredEvent | Sequence[ev.StoredEvent],
+        *,
+        expected_seq: Expected = ANY,
+        event_id: UUID | str | None = None,
+    ) -> Appended:
+        """Append one event, or several as one atomic batch. Returning means committed and flushed.
+
+        `expected_seq`: the last seq you believe the session has; `WrongExpectedSeq` if it isn't.
+        `event_id`: name of this append, for retries: the same id and events again return the first
+        answer with `duplicate=True`, the same id with other events raises `EventIdReused`.
+
+        Raises `Refused` errors (nothing stored), `Unavailable` (nothing stored, try later) or
+        `OutcomeUnknown` (append again with the same `event_id`). If the calling task is cancelled,
+        what was not sent is withdrawn, and what was sent is waited for first.
+        """
+        many = events if isinstance(events, Sequence) else (events,)
+        if not 0 < len(many) <= BATCH_EVENTS_MAX:
+            raise InvalidRequest(
+                f"a batch has 1 to {BATCH_EVENTS_MAX} events, this one {len(many)}; "
+                "leave empty ones out and split longer ones"
+            )
+        if event_id is not None and not isinstance(event_id, UUID):
+            event_id = parse_event_id(event_id)
+        drafts = [
+            self.draft(event, None if event_id is None else derived_id(event_id, index))
+            for index, event in enumerate(many)
+        ]
+        return await self.append_drafts(drafts, expected_seq=expected_seq)
+
+    def draft(self, event: ev.StoredEvent, event_id: UUID | None = None) -> Draft:
+        """An event with its id and bytes, ready to be appended. Raises `InvalidEvent`."""
+        data = ev.encode_event(event, bytes_max=self._log.settings.event_bytes_max)
+        flags = 0 if event_id is None else BY_ID
+        match event:
+            case ev.MessageAdded():
+                pass
+            case ev.SessionCreated() | ev.TokensAppended():
+                raise InvalidEvent(
+                    f"{type(event).__name__} is appended by create_session(), fork() or reply() only"
+                )
+            case ev.MessageStarted():
+                event_id, flags = opening_id_of(self.id, event.message_id), BY_ID
+            case ev.MessageCompleted() | ev.MessageInterrupted() if event_id is None:
+                event_id, flags = closing_id_of(self.id, event.message_id), BY_ID
+            case ev.SessionClosed():
+                flags |= SEALS
+            case ev.SessionDeleted():
+                flags |= SEALS | TOMBSTONE
+            case _:
+                pass
+        return Draft(event_id or new_id(), ev.type_code(event), flags, 1, data)
+
+    async def append_drafts(
+        self, drafts: list[Draft], *, expected_seq: Expected = ANY, message_id: str = ""
+    ) -> Appended:
+        """Append prepared events as one batch; see `append`."""
+        expected = None
+        if expected_seq is not ANY:
+            if isinstance(expected_seq, bool) or not isinstance(expected_seq, int):
+                raise InvalidRequest("expected_seq must be a whole number of 0 or more, or ANY")
+            if not 0 <= expected_seq < 2**62:
+                raise InvalidRequest(f"expected_seq {expected_seq} is out of range")
+            expected = expected_seq
+        if self.id in self._log.open_replies:
+            for reply in tuple(self._log.open_replies[self.id]):
+                reply.flush()
+        return await self.settle(
+            Command(self.id, self.shard, drafts, expected=expected, message_id=message_id)
+        )
+
+    def submit(self, command: Command) -> asyncio.Future[Answer | Row]:
+        """Queue a command, without waiting for room."""
+        return self._log.batcher.submit(command)
+
+    async def settle(self, command: Command) -> Appended:
+        """Submit a command and see it through to its end, also when the caller is cancelled."""
+        batcher = self._log.batcher
+        if not batcher.has_room(command.shard):
+            await batcher.room(command.shard)
+        future = batcher.submit(command)
+        try:
+            answer = await future
+        except asyncio.CancelledError:
+            if not batcher.withdraw(command) and future.cancelled():
+                # It is on its way: what becomes of it must be known before the caller goes on.
+                command.future = asyncio.get_running_loop().create_future()
+                await asyncio.wait([command.future])
+                if not command.future.cancelled():
+                    command.future.exception()  # seen; the cancellation is what the caller gets
+            raise
+        first = command.drafts[0]
+        if isinstance(answer, Row):
+            return Appended(
+                session_id=self.id,
+                first_seq=answer.first_seq,
+                last_seq=answer.first_seq + command.span - 1,
+                position=answer.position,
+                event_id=first.event_id,
+                recorded_at=answer.recorded_at,
+                duplicate=True,
+            )
+        return Appended(
+            session_id=self.id,
+            first_seq=answer.before_seq + 1,
+            last_seq=answer.before_seq + command.span,
+            position=answer.first_position,
+            event_id=first.event_id,
+            recorded_at=datetime.fromtimestamp(answer.recorded_us / 1_000_000, UTC),
+        )
+
+    def add_reply(self, reply: Reply) -> None:
+        """From now on other events of the session push the reply's increments ahead of them."""
+        self._log.open_replies.setdefault(self.id, set()).add(reply)
+
+    def drop_reply(self, reply: Reply) -> None:
+        """The reply has ended."""
+        replies = self._log.open_replies.get(self.id, set())
+        replies.discard(reply)
+        if not replies:
+            self._log.open_replies.pop(self.id, None)
+
+    def keep(self, task: asyncio.Future[None]) -> None:
+        """Let a task finish before the log closes."""
+        self._log.keep(task)
+
+    # --- streaming a reply ---
+
+    def reply(
+        self,
+        *,
+        agent: str | None = None,
+        model: str | None = None,
+        role: ev.Role = "assistant",
+        name: str | None = None,
+        message_id: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        flush_seconds: float | None = None,
+    ) -> Reply:
+        """Stream a message: `async with session.reply(agent=…) as reply: await reply.write(text)`.
+
+        `flush_seconds`: longest time an increment waits for others before it is sent; 0: as soon as
+        the one before is committed. Leaving the block appends `message.completed`; leaving it by an
+        exception or cancellation `message.interrupted` with what was written.
+        """
+        if flush_seconds is None:
+            flush_seconds = self._log.settings.flush_seconds
+        if not 0 <= flush_seconds <= 60:
+            raise InvalidRequest(f"flush_seconds is {flush_seconds}; it must be 0 to 60")
+        return Reply(
+            self,
+            message_id=message_id or secrets.token_urlsafe(9),
+            role=role,
+            agent=agent,
+            model=model,
+            name=name,
+            metadata=metadata or {},
+            flush_seconds=flush_seconds,
+        )
+
+    async def interrupt(
+        self, message_id: str | None = None, *, reason: str = "taken over", idle_seconds: float = 0
+    ) -> list[str]:
+        """Close replies that were left open, and fence off their writers.
+
+        All of them, or one; with `idle_seconds` only those of which nothing was stored for so long.
+        What had arrived is kept. Returns the ids of the messages closed. A writer that was only slow
+        gets `MessageFenced` on its next write.
+        """
+        closed: list[str] = []
+        state = await self.replay()
+        for message in state.open_messages:
+            if message_id is not None and message.message_id != message_id:
+                continue
+            if idle_seconds and await self._idle_seconds(message, state.seq) < idle_seconds:
+                continue
+            if await self._fence(message.message_id, reason):
+                closed.append(message.message_id)
+        return closed
+
+    async def _idle_seconds(self, message: Message, seq: int) -> float:
+        last = message.recorded_at
+        async for recorded in self._log.replayer.read(
+            self.id, after=message.seq, until=seq, frames=True
+        ):
+            if getattr(recorded.event, "message_id", None) == message.message_id:
+                last = recorded.recorded_at
+        return (datetime.now(UTC) - last).total_seconds()
+
+    async def _fence(self, message_id: str, reason: str) -> bool:
+        """Append the end of an open message, with exactly what had arrived. False: it had ended."""
+        for _ in range(CONTENDED_TRIES_MAX):
+            state = await self.replay()
+            found = [each for each in state.open_messages if each.message_id == message_id]
+            if not found:
+                return False
+            end = self.draft(_interruption(found[0], reason))
+            try:
+                await self.append_drafts([end], expected_seq=state.seq)
+            except (WrongExpectedSeq, EventIdReused):
+                continue
+            return True
+        raise WrongExpectedSeq(self.id, state.seq, state.seq + 1)
+
+    # --- reading ---
+
+    async def read(
+        self, *, after: int = 0, until: int | None = None, frames: bool = False
+    ) -> AsyncIterator[RecordedEvent]:
+        """Events with `after < seq <= until` in order, one for each seq.
+
+        With `frames=True` token increments come as they are stored, one `TokensAppended` for each
+        row, uncut, under the seq of its last increment.
+        """
+        check_seq(after, "after")
+        if until is not None:
+            check_seq(until, "until")
+        async for event in self._log.replayer.read(
+            self.id, after=after, until=until, frames=frames
+        ):
+            yield event
+
+    async def head(self) -> int:
+        """The session's last seq."""
+        head = await self._log.replayer.head(self.id)
+        if head is None:
+            raise SessionNotFound(self.id)
+        return head.seq
+
+    async def replay(self, at: int | datetime | None = None) -> SessionState:
+        """The session's state at a seq or an aware datetime, mid-reply included; None: now."""
+        return await self._log.replayer.replay(self.id, at)
+
+    async def view(self, min_seq: int | None = None) -> SessionView:
+        """Everything but the messages (title, counts, agents, …), from the cheapest place that has it.
+
+        That is the cache, else the projector's row, else the log itself. It may be a moment behind;
+        `min_seq` demands a seq that you know of (your last append's `last_seq`: you read what you
+        wrote), and raises `InvalidRequest` when the session isn't there yet.
+        """
+        if min_seq is not None:
+            check_seq(min_seq, "min_seq")
+        return await self._log.views.view(self.id, min_seq)
+
+    async def context(
+        self, *, at: int | datetime | None = None, min_seq: int | None = None
+    ) -> list[dict[str, Any]]:
+        """What a model sees next: provider-ready dicts, newest summary first, then what followed.
+
+        Reads Postgres, so it contains everything acknowledged before; `min_seq` demands a seq that
+        someone else was told of, and raises `InvalidRequest` when the session isn't there yet.
+        """
+        state = await self.replay(at)
+        if min_seq is not None and state.seq < min_seq:
+            raise InvalidRequest(f"the session is at seq {state.seq}, before min_seq {min_seq}")
+        return state.context()
+
+    def subscribe(self, *, after: int = 0) -> SessionSubscription:
+        """Events after a seq, history first, then live, for ever; ends after `session.closed`.
+
+        `after` is the seq of the last event you have, over reconnects too. Raises `InvalidRequest`
+        (from the iterator) for a cursor beyond the session's end.
+        """
+        check_seq(after, "after")
+        return SessionSubscription(self._log.replayer, self._log.hub, self.id, after=after)
+
+    # --- changing the conversation, by appending ---
+
+    async def update(
+        self, *, title: str | None = None, metadata: dict[str, Any] | None = None
+    ) -> Appended:
+        """Change title or metadata (a patch: keys with None are removed)."""
+        return await self.append(ev.SessionUpdated(title=title, metadata=metadata or {}))
+
+    async def fork(
+        self,
+        *,
+        at: int | None = None,
+        key: str | None = None,
+        title: str | None = None,
+        user_id: str | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> Session:
+        """A new session that continues this one after seq `at` (None: now). Copies no event.
+
+        Its own first event has seq `at + 1`. Replies that were open at that point are closed in the
+        fork with what they had; here they go on.
+        """
+        state = await self.replay(at)
+        if state.seq == 0:
+            raise InvalidRequest("fork at seq 1 or later: before that there is nothing")
+        owner = user_id if user_id is not None else state.user_id
+        created = ev.SessionCreated(
+            key=key,
+            user_id=owner,
+            title=title if title is not None else state.title,
+            metadata={**state.metadata, **(metadata or {})},
+            parent_session_id=self.id,
+            parent_seq=state.seq,
+        )
+        return await self._log.create(
+            created, [_interruption(each, "forked") for each in state.open_messages]
+        )
+
+    async def rewind(self, *, to: int, reason: str | None = None) -> Appended:
+        """Make the conversation what it was at seq `to`; what followed stays in the log.
+
+        Replies that are open now are closed and their writers fenced; replies that were open at
+        `to` are shown with what they had then.
+        """
+        check_seq(to, "to")
+        for _ in range(CONTENDED_TRIES_MAX):
+            now = await self.replay()
+            then = await self.replay(to)
+            drafts = [self.draft(_interruption(each, "rewound")) for each in now.open_messages]
+            drafts.append(self.draft(ev.SessionRewound(to_seq=to, reason=reason)))
+            drafts += [
+                self.draft(_interruption(each, "rewound"), new_id()) for each in then.open_messages
+            ]
+            try:
+                return await self.append_drafts(drafts, expected_seq=now.seq)
+            except (WrongExpectedSeq, EventIdReused):
+                continue
+        raise WrongExpectedSeq(self.id, now.seq, now.seq + 1)
+
+    async def undo(self, count: int = 1, *, reason: str | None = None) -> list[Message]:
+        """Take back the newest messages, oldest first in the answer; fewer if there are fewer."""
+        if count < 1:
+            raise InvalidRequest(f"undo takes back 1 or more messages, not {count}")
+        for _ in range(CONTENDED_TRIES_MAX):
+            state = await self.replay()
+            last = list(state.messages)[-count:]
+            if not last:
+                return []
+            drafts = [self.draft(_interruption(e, "undone")) for e in last if e.status == "open"]
+            drafts += [
+                self.draft(ev.MessageRetracted(message_id=each.message_id, reason=reason))
+                for each in reversed(last)
+            ]
+            try:
+                await self.append_drafts(drafts, expected_seq=state.seq)
+            except (WrongExpectedSeq, EventIdReused):
+                continue
+            return last
+        raise WrongExpectedSeq(self.id, state.seq, state.seq + 1)
+
+    async def clear(self, *, reason: str | None = None) -> Appended:
+        """Start the conversation over; earlier messages stay in the log."""
+        await self.interrupt(reason="cleared")
+        return await self.append(ev.SessionCleared(reason=reason))
+
+    async def close(self, *, reason: str | None = None) -> Appended:
+        """Take no more events. Subscriptions end here; reading and forking go on."""
+        await self.interrupt(reason="closed")
+        return await self.append(ev.SessionClosed(reason=reason))
+
+    async def delete(self, *, reason: str | None = None) -> Appended:
+        """Append a tombstone: the session leaves every list and takes no more events."""
+        return await self.append(ev.SessionDeleted(reason=reason))
+
+
+def _interruption(message: Message, reason: str) -> ev.MessageInterrupted:
+    return ev.MessageInterrupted(
+        message_id=message.message_id,
+        content=message.content if isinstance(message.content, str) else "",
+        reasoning=message.reasoning,
+        tool_calls=message.tool_calls,
+        reason=reason,
+    )
+
+
+def check_seq(seq: object, name: str) -> None:
+    """Raise `InvalidRequest` unless `seq` is a whole number from 0 to 2^62."""
+    if isinstance(seq, bool) or not isinstance(seq, int) or not 0 <= seq < 2**62:
+        raise InvalidRequest(f"{name} must be a seq: a whole number of 0 or more, not {seq!r}")
+
+
+def parse_event_id(text: str) -> UUID:
+    """An event id from text; raises `InvalidRequest`."""
+    try:
+        return UUID(text)
+    except (ValueError, AttributeError, TypeError):
+        raise InvalidRequest(
+            f"event_id {text!r:.80} is not a UUID; make one with uuid.uuid4(), or derive it from "
+            "your own key with uuid.uuid5(namespace, key)"
+        ) from None

@@ -1,0 +1,268 @@
+"""What an event log needs from the place its rows are kept in: one interface, two implementations.
+
+`postgres.PostgresStore` is the truth; `memory.MemoryStore` keeps the same promises in one process,
+for tests and examples. Everything above (batcher, replies, replay, subscriptions, projections) is
+written against this interface and behaves the same on both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from typing import Final, Protocol
+from uuid import UUID
+
+import msgspec
+
+from eventlog.envelope import BY_ID, SEALS, TOMBSTONE, Draft, Row
+from eventlog.views import SessionFilter, SessionView
+
+
+class Status(enum.IntEnum):
+    """Verdict of `append` on one command; the numbers are those of the SQL function."""
+
+    OK = 0
+    ABSENT = 1
+    EXISTS = 2
+    CONFLICT = 3
+    KNOWN = 4
+    FENCED = 5
+    CLOSED = 6
+    DELETED = 7
+
+
+class Answer(msgspec.Struct, frozen=True, gc=False):
+    """What became of one command. The last three fields are set when it is `OK`."""
+
+    status: int
+    head_seq: int
+    before_seq: int
+    first_position: int
+    recorded_us: int
+
+
+class Head(msgspec.Struct, frozen=True, gc=False):
+    """Last row of a session."""
+
+    seq: int
+    recorded_us: int
+    flags: int
+
+    @property
+    def deleted(self) -> bool:
+        return bool(self.flags & TOMBSTONE)
+
+    @property
+    def closed(self) -> bool:
+        return bool(self.flags & SEALS)
+
+
+class Seen:
+    """What an appender knows of a shard from its own last append there."""
+
+    __slots__ = ("position", "recorded_us", "seqs")
+
+    def __init__(self) -> None:
+        self.position = 0
+        self.recorded_us = 0
+        self.seqs: dict[UUID, int] = {}
+        """Last seqs of sessions, true as long as `position` is the shard's last."""
+
+
+NOTHING_SEEN: Final = Seen()
+
+
+class Command:
+    """Rows to be appended to one session, all or none, and the conditions for it."""
+
+    __slots__ = (
+        "base",
+        "byte_count",
+        "deadline",
+        "drafts",
+        "exclusive",
+        "expected",
+        "future",
+        "known",
+        "message_id",
+        "owner_id",
+        "retry_after",
+        "seen",
+        "seen_seq",
+        "sent",
+        "session_id",
+        "shard",
+        "span",
+        "tombstone",
+        "unless",
+    )
+
+    def __init__(
+        self,
+        session_id: UUID,
+        shard: int,
+        drafts: list[Draft],
+        *,
+        expected: int | None = None,
+        base: int | None = None,
+        owner_id: UUID | None = None,
+        unless: UUID | None = None,
+        message_id: str = "",
+    ) -> None:
+        self.session_id = session_id
+        self.shard = shard
+        self.drafts = drafts
+        self.expected = expected
+        """Last seq the session must have; None: any."""
+        self.base = base
+        """For a session to be created: the seq before its first event; None otherwise."""
+        self.owner_id = owner_id
+        self.unless = unless
+        """Event id whose presence refuses the command: the end of the message it belongs to."""
+        self.message_id = message_id
+        self.known: UUID | None = None
+        flags = byte_count = span = 0
+        for draft in drafts:
+            flags |= draft.flags
+            byte_count += len(draft.data)
+            span += draft.span
+            if self.known is None and draft.flags & BY_ID:
+                self.known = draft.event_id
+        self.span = span
+        self.byte_count = byte_count
+        self.tombstone = bool(flags & TOMBSTONE)
+        self.exclusive = base is not None or bool(flags & (SEALS | TOMBSTONE))
+        """Later commands of the session must wait until this one is committed."""
+        self.sent = False
+        """It was part of a call whose answer was lost: it may be stored already."""
+        self.seen = NOTHING_SEEN
+        """What is known of the shard."""
+        self.seen_seq = 0
+        """The session's last seq when the shard was like that; 0: not known."""
+        self.retry_after = 0
+        """If it was sent and stored, its rows are behind this seq."""
+        self.deadline = 0.0
+        self.future: asyncio.Future[Answer | Row]
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Which log this is. `epoch` changes when the log may have lost its end."""
+
+    log_id: UUID
+    epoch: str
+    shards: int
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """A saved fold: the state's header, and the chunks of messages it refers to."""
+
+    seq: int
+    fold_version: int
+    header: bytes
+    tail: bytes
+    """The last, partly filled chunk."""
+    chunks: list[int]
+    """Keys of the full chunks, in order."""
+
+
+class ConnectionLost(Exception):
+    """The connection broke while a call was under way: its outcome is unknown. Internal."""
+
+
+class Busy(Exception):
+    """Postgres could not run the call now (lock timeout, no room, shutting down). Internal.
+
+    Nothing of it was stored.
+    """
+
+
+class Store(Protocol):
+    """Rows in, rows out. Every method may raise `Unavailable`."""
+
+    shards: int
+    tenant_id: int
+
+    async def commit(self, lane: int, commands: list[Command]) -> list[Answer]:
+        """Append in one transaction; an answer for each command, in order.
+
+        Raises `ConnectionLost` (outcome unknown), `Busy` (nothing stored), or any other exception
+        for a call that was refused as a whole (nothing stored).
+        """
+        ...
+
+    async def read_session(
+        self, session_id: UUID, *, after: int, until: int | None, limit: int, frames: bool = True
+    ) -> list[Row]:
+        """Rows with `seq > after` by seq, at most `limit`, up to the row that holds `until`.
+
+        `frames=False` leaves frames out.
+        """
+        ...
+
+    async def read_ids(
+        self, session_id: UUID, event_ids: list[UUID], *, after: int | None
+    ) -> list[Row]:
+        """Rows with one of the ids: those unique by id and, with `after`, any behind that seq."""
+        ...
+
+    async def heads(self, session_ids: list[UUID]) -> dict[UUID, Head]:
+        """Last row of each session that exists."""
+        ...
+
+    async def seq_at(self, session_id: UUID, at_us: int) -> int:
+        """Seq of the last event recorded at or before a time (µs since 1970); 0: none."""
+        ...
+
+    async def read_feed(self, shard: int, *, after: int, limit: int) -> list[Row]:
+        """Rows of a shard with `position > after`, in order."""
+        ...
+
+    async def feed_heads(self) -> list[int]:
+        """Last position of every shard; 0: empty."""
+        ...
+
+    async def sessions_of(self, owner_id: UUID) -> list[UUID]:
+        """Sessions created for this user."""
+        ...
+
+    async def owned(self, owner_id: UUID, session_ids: list[UUID]) -> set[UUID]:
+        """Those of `session_ids` that were created for this user."""
+        ...
+
+    async def session_view(self, session_id: UUID) -> SessionView | None:
+        """What the projector last wrote of a session; None: nothing yet."""
+        ...
+
+    async def session_views(self, wanted: SessionFilter) -> list[SessionView]:
+        """Sessions of this tenant behind a place in their list, newest activity first."""
+        ...
+
+    async def identity(self) -> Identity:
+        """Which log this is, now."""
+        ...
+
+    async def raise_epoch(self, seen: str) -> None:
+        """Leave every copy in Redis behind, unless the epoch is no longer `seen`."""
+        ...
+
+    async def load_snapshot(self, session_id: UUID, at: int, fold_version: int) -> Snapshot | None:
+        """Newest usable snapshot with `seq <= at`."""
+        ...
+
+    async def load_chunks(self, keys: list[int]) -> dict[int, bytes]:
+        """Stored chunks of messages; damaged or missing ones are left out."""
+        ...
+
+    async def save_snapshot(
+        self, session_id: UUID, snapshot: Snapshot, chunks: dict[int, bytes]
+    ) -> None:
+        """Keep a snapshot and the chunks that aren't stored yet. May keep nothing."""
+        ...
+
+    async def aclose(self) -> None:
+        """Give back connections. Calls under way end in `Unavailable` or `ConnectionLost`."""
+        ...
+
+
+ROWS_PER_PAGE_MAX: Final = 1_000
+"""Rows that one read asks for at most."""

@@ -1,0 +1,1 @@
+"""Views of the log, built from it and rebuilt at will."""

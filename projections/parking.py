@@ -1,0 +1,90 @@
+"""Sessions that a projection set aside: which they are and why, and how to take one back in.
+
+Retrying makes the session's views anew from the log. It first takes the shard's lease away from
+whoever holds it, which also waits for the batch that is being written: the worker that goes on with
+the shard afterwards begins by reading which sessions are parked, so none of this session's rows is
+applied twice or passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from uuid import UUID
+
+import msgspec
+
+from eventlog.envelope import shard_of
+from eventlog.errors import InvalidRequest
+from eventlog.log import EventLog
+from eventlog.queries import query
+from eventlog.replay import Replayer
+from eventlog.views import unescape_text
+from projections.checkpoint import PROJECTION, postgres_of, take_away
+from projections.folding import Change
+from projections.projection import VIEWS, View
+
+
+class ParkedSession(msgspec.Struct, frozen=True, kw_only=True):
+    """A session that a projection passes over, from the row at `position` (and `seq`) on."""
+
+    session_id: UUID
+    shard: int
+    position: int
+    seq: int
+    error: str
+    parked_at: datetime
+
+
+async def parked_sessions(log: EventLog, *, name: str = PROJECTION) -> list[ParkedSession]:
+    """Everything that a projection set aside, oldest first."""
+    records = await postgres_of(log).fetch("parked_sessions", name)
+    return [
+        ParkedSession(
+            session_id=session_id,
+            shard=shard,
+            position=position,
+            seq=seq,
+            error=unescape_text(error),
+            parked_at=datetime.fromtimestamp(parked_us / 1_000_000, UTC),
+        )
+        for session_id, shard, position, seq, error, parked_us in records
+    ]
+
+
+async def retry_parked(
+    log: EventLog,
+    session_id: UUID,
+    *,
+    name: str = PROJECTION,
+    views: Sequence[View] = VIEWS,
+) -> int:
+    """Make a parked session's views from the log and take it back in; returns the seq they show.
+
+    Raises `InvalidRequest` if it isn't parked, and whatever the session was parked for, if that is
+    still so: then it stays parked.
+    """
+    store = postgres_of(log)
+    shard = shard_of(session_id, store.shards)
+    async with store.connection() as connection, connection.transaction():
+        position = await take_away(connection, name, shard)
+        if await connection.fetchval(query("unpark_session"), name, shard, session_id) is None:
+            raise InvalidRequest(f"session {session_id} is not parked for {name!r}")
+        last = await connection.fetchrow(query("row_at_position"), shard, session_id, position)
+        assert last is not None, "a session is parked at one of its rows, which the log keeps"
+        tenants = await connection.fetch(query("tenants_of"), [shard], [session_id])
+        # Not the log's own replayer: what it remembers may be from before a repair.
+        replayer = Replayer(store, save_snapshots=False)
+        change = Change(
+            session_id=session_id,
+            shard=shard,
+            tenant_id=tenants[0][1],
+            before=None,
+            after=await replayer.structure(session_id, last[0]),
+            position=last[1],
+            events=[],
+        )
+        for view in views:
+            await view.remove(connection, shard, session_id)
+            await view.write(connection, [change])
+    return change.after.seq

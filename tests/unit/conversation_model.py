@@ -1,0 +1,354 @@
+"""A second, naive fold: the oracle that `eventlog.state` is tested against.
+
+It keeps plain lists, copies the whole conversation after every event, removes what is cleared or
+retracted, and goes back to a copy when someone rewinds. Slow, and obvious.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from eventlog import events as ev
+from eventlog.entries import Message
+from eventlog.envelope import RecordedEvent
+from eventlog.state import SUMMARY_PREFIX, SessionState
+
+
+class Said(msgspec.Struct, frozen=True, kw_only=True):
+    """A message as people see it."""
+
+    message_id: str
+    seq: int
+    role: str
+    content: Any = ""
+    reasoning: str = ""
+    tool_calls: tuple[ev.ToolCall, ...] = ()
+    agent: str | None = None
+    metadata: dict[str, Any] = {}
+    token_count: int | None = None
+    status: str = "complete"
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """A compaction as people see it."""
+
+    seq: int
+    to_seq: int
+    kept: frozenset[int]
+    text: str
+    tokens: int
+    stands: bool
+
+
+class Conversation(msgspec.Struct, frozen=True):
+    """What a rewind brings back."""
+
+    said: tuple[Said, ...] = ()
+    summaries: tuple[Summary, ...] = ()
+    cleared_seq: int = 0
+    agent: str | None = None
+    handoff: tuple[int, str | None, str] | None = None
+    live: tuple[int, ...] = ()
+    """Seqs of the events that led here, without those that a rewind left behind."""
+
+
+class Model:
+    """Follows a history event by event; `now` is the conversation, the rest are facts."""
+
+    def __init__(self) -> None:
+        self.now = Conversation()
+        self.past = [self.now]  # by seq
+        self.title: str | None = None
+        self.metadata: dict[str, Any] = {}
+        self.scratchpad: dict[str, Any] = {}
+        self.runs: dict[str, str] = {}
+        self.run_count = 0
+        self.agents: list[str] = []
+        self.input_tokens = 0
+        self.output_tokens = 0
+
+    def follow(self, recorded: RecordedEvent) -> None:
+        """Go on to the next event."""
+        event, seq = recorded.event, recorded.seq
+        if isinstance(event, ev.SessionRewound):
+            self.now = self.past[event.to_seq]
+        self._converse(recorded, event)
+        self._learn(event)
+        self.now = _with(self.now, live=(*self.now.live, seq))
+        self.past.append(self.now)
+        assert len(self.past) == seq + 1
+
+    def _converse(self, recorded: RecordedEvent, event: ev.Event) -> None:
+        now, seq = self.now, recorded.seq
+        match event:
+            case ev.MessageAdded():
+                added = Said(
+                    message_id=event.message_id or str(recorded.event_id),
+                    seq=seq,
+                    role=event.role,
+                    content=event.content,
+                    reasoning=event.reasoning,
+                    tool_calls=tuple(event.tool_calls),
+                    agent=event.agent,
+                    metadata=event.metadata,
+                    token_count=event.token_count,
+                )
+                self.now = _with(now, said=(*now.said, added), agent=event.agent or now.agent)
+            case ev.MessageStarted():
+                started = Said(
+                    message_id=event.message_id,
+                    seq=seq,
+                    role=event.role,
+                    agent=event.agent,
+                    metadata=event.metadata,
+                    status="open",
+                )
+                self.now = _with(now, said=(*now.said, started), agent=event.agent or now.agent)
+            case ev.TokenAppended():
+                self._change_open(event.message_id, lambda said: _with_increment(said, event))
+            case ev.MessageCompleted():
+                self._change_open(event.message_id, lambda said: _completed(said, event))
+            case ev.MessageInterrupted():
+                self._change_open(event.message_id, lambda said: _interrupted(said, event))
+            case ev.MessageRetracted():
+                places = [
+                    place
+                    for place, said in enumerate(now.said)
+                    if said.message_id == event.message_id
+                ]
+                if places:
+                    rest = (*now.said[: places[-1]], *now.said[places[-1] + 1 :])
+                    self.now = _with(now, said=rest)
+            case ev.SessionCleared():
+                self.now = _with(now, said=(), cleared_seq=seq)
+            case ev.CompactionCompleted():
+                made = Summary(
+                    seq=seq,
+                    to_seq=event.to_seq,
+                    kept=frozenset(event.kept),
+                    text=event.summary,
+                    tokens=event.tokens_after or 0,
+                    stands=event.to_seq in now.live,
+                )
+                self.now = _with(now, summaries=(*now.summaries, made))
+            case ev.CompactionReverted():
+                self.now = _with(
+                    now,
+                    summaries=tuple(
+                        _with(each, stands=False) if each.seq == event.compaction_seq else each
+                        for each in now.summaries
+                    ),
+                )
+            case ev.AgentActivated():
+                self.now = _with(now, agent=event.agent)
+            case ev.AgentHandedOff():
+                handoff = (seq, event.from_agent or now.agent, event.to_agent)
+                self.now = _with(now, agent=event.to_agent, handoff=handoff)
+            case ev.SessionRewound():
+                # Whoever streamed then is heard from its beginning: its end follows.
+                self.now = _with(
+                    now, said=tuple(_emptied(e) if e.status == "open" else e for e in now.said)
+                )
+            case _:
+                pass
+
+    def _change_open(self, message_id: str, change: Any) -> None:
+        said = tuple(
+            change(each) if each.message_id == message_id and each.status == "open" else each
+            for each in self.now.said
+        )
+        self.now = _with(self.now, said=said)
+
+    def _learn(self, event: ev.Event) -> None:
+        usage = getattr(event, "usage", None)
+        if usage is not None and not isinstance(event, ev.RunFinished):
+            self.input_tokens += usage.input_tokens
+            self.output_tokens += usage.output_tokens
+        match event:
+            case ev.SessionCreated():
+                self.title = event.title or self.title
+                self.metadata = {**self.metadata, **event.metadata}
+                self.runs = {}
+            case ev.SessionUpdated():
+                self.title = event.title or self.title
+                for key, value in event.metadata.items():
+                    self.metadata[key] = value
+                    if value is None:
+                        del self.metadata[key]
+            case ev.ScratchpadWritten():
+                self.scratchpad[event.name] = event.value
+                if event.value is None:
+                    del self.scratchpad[event.name]
+            case ev.RunStarted():
+                self.runs[event.run_id] = "running"
+                self.run_count += 1
+            case ev.RunStopRequested() if event.run_id in self.runs:
+                self.runs[event.run_id] = "stopping"
+            case ev.RunFinished() | ev.RunFailed():
+                self.runs.pop(event.run_id, None)
+            case ev.AgentHandedOff():
+                self._meet(event.to_agent)
+            case ev.AgentActivated() | ev.MessageAdded() | ev.MessageStarted():
+                self._meet(event.agent)
+            case _:
+                pass
+
+    def _meet(self, agent: str | None) -> None:
+        if agent and agent not in self.agents:
+            self.agents.append(agent)
+
+    # --- what the model thinks that a reader sees ---
+
+    @property
+    def standing(self) -> Summary | None:
+        """The newest summary that stands for something that is still there."""
+        cleared = self.now.cleared_seq
+        stand = [
+            each
+            for each in self.now.summaries
+            if each.stands and each.seq > cleared and (each.to_seq > cleared or not cleared)
+        ]
+        return stand[-1] if stand else None
+
+    def in_context(self) -> list[Said]:
+        """Messages in the context, in order."""
+        standing = self.standing
+        return [
+            each
+            for each in self.now.said
+            if each.status != "open"
+            and (standing is None or each.seq > standing.to_seq or each.seq in standing.kept)
+        ]
+
+    def context(self) -> list[tuple[str, Any]]:
+        """Role and content of all that a model sees next."""
+        standing, seen = self.standing, []
+        answered = {"c1"} if any(each.role == "tool" for each in self.in_context()) else set()
+        for each in self.in_context():
+            calls = [
+                call
+                for call in each.tool_calls
+                if each.status != "interrupted" or call.id in answered
+            ]
+            if each.content or calls or each.role != "assistant":
+                seen.append((each.seq, each.role, each.content))
+        if standing is not None:
+            place = len([seq for seq, _, _ in seen if seq <= standing.to_seq])
+            seen.insert(place, (standing.to_seq, "user", SUMMARY_PREFIX + standing.text))
+        return [(role, content) for _, role, content in seen]
+
+    def view(self) -> dict[str, Any]:
+        """Everything that the model and the fold should agree on."""
+        standing, now = self.standing, self.now
+        return {
+            "messages": list(now.said),
+            "message_count": len(now.said),
+            "token_count": sum(each.token_count or 0 for each in now.said),
+            "context": self.context(),
+            "context_token_count": sum(each.token_count or 0 for each in self.in_context())
+            + (standing.tokens if standing else 0),
+            "open": [each.message_id for each in now.said if each.status == "open"],
+            "compaction": standing.seq if standing else None,
+            "agent": now.agent,
+            "handoff": now.handoff,
+            "live": list(now.live),
+            "title": self.title,
+            "metadata": self.metadata,
+            "scratchpad": self.scratchpad,
+            "runs": self.runs,
+            "run_count": self.run_count,
+            "agents": self.agents,
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+        }
+
+
+def view_of(state: SessionState) -> dict[str, Any]:
+    """The same of a state of the fold under test."""
+    handoff = state.handoff
+    return {
+        "messages": [said_of(each) for each in state.messages],
+        "message_count": state.message_count,
+        "token_count": state.token_count,
+        "context": [(each["role"], each["content"]) for each in state.context()],
+        "context_token_count": state.context_token_count,
+        "open": [each.message_id for each in state.open_messages],
+        "compaction": state.compaction.seq if state.compaction else None,
+        "agent": state.current_agent,
+        "handoff": (handoff.seq, handoff.from_agent, handoff.to_agent) if handoff else None,
+        "live": [seq for seq in range(1, state.seq + 1) if not state.is_rewound(seq)],
+        "title": state.title,
+        "metadata": state.metadata,
+        "scratchpad": state.scratchpad,
+        "runs": state.runs,
+        "run_count": state.run_count,
+        "agents": state.agents,
+        "input_tokens": state.input_tokens,
+        "output_tokens": state.output_tokens,
+    }
+
+
+def said_of(message: Message) -> Said:
+    """A message of the fold, as people see it."""
+    return Said(
+        message_id=message.message_id,
+        seq=message.seq,
+        role=message.role,
+        content=message.content,
+        reasoning=message.reasoning,
+        tool_calls=tuple(message.tool_calls),
+        agent=message.agent,
+        metadata=message.metadata,
+        token_count=message.token_count,
+        status=message.status,
+    )
+
+
+def _with(what: Any, **fields: Any) -> Any:
+    return msgspec.structs.replace(what, **fields)
+
+
+def _emptied(said: Said) -> Said:
+    return msgspec.structs.replace(said, content="", reasoning="", tool_calls=())
+
+
+def _with_increment(said: Said, event: ev.TokenAppended) -> Said:
+    match event.channel:
+        case "text":
+            return msgspec.structs.replace(said, content=said.content + event.text)
+        case "reasoning":
+            return msgspec.structs.replace(said, reasoning=said.reasoning + event.text)
+        case "tool-arguments":
+            calls = {call.id: call.arguments for call in said.tool_calls}
+            key = event.tool_call_id or ""
+            calls[key] = calls.get(key, "") + event.text
+            return msgspec.structs.replace(
+                said,
+                tool_calls=tuple(
+                    ev.ToolCall(id=each, name="", arguments=text) for each, text in calls.items()
+                ),
+            )
+
+
+def _completed(said: Said, event: ev.MessageCompleted) -> Said:
+    return msgspec.structs.replace(
+        said,
+        content=event.content,
+        reasoning=event.reasoning,
+        tool_calls=tuple(event.tool_calls),
+        metadata={**said.metadata, **event.metadata},
+        token_count=event.token_count,
+        status="complete",
+    )
+
+
+def _interrupted(said: Said, event: ev.MessageInterrupted) -> Said:
+    return msgspec.structs.replace(
+        said,
+        content=event.content,
+        reasoning=event.reasoning,
+        tool_calls=tuple(event.tool_calls),
+        status="interrupted",
+    )

@@ -1,0 +1,190 @@
+"""The projector: keeps the views in step with the log, sharing the shards with its likes.
+
+    tend      renew leases ──> too many: finish and release some ──> too few: take what is free
+    shard     begin ──> rows from the feed ──> apply ──> cache ──> rows …; one task per shard held
+
+Every projector counts who else is alive and holds at most its fair share, so shards move by
+themselves when projectors come and go: within a lease's time when one dies, in less when one leaves
+or arrives. Which of two believes to hold a shard is decided at the checkpoint, by epoch, for each
+batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import secrets
+import socket
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from eventlog.errors import EventLogError
+from eventlog.log import EventLog
+from eventlog.telemetry import get_logger
+from projections.cache import CacheWriter
+from projections.checkpoint import LEASE_SECONDS, Fenced, Lease, Leases, postgres_of
+from projections.checkpoint import lag as lag_of
+from projections.projection import Projection
+from workers.runtime import Backoff, pause, repeat, report_failure, unless_stopped
+
+BATCHES_AT_ONCE_MAX: Final = 3
+"""Batches that are folded or written side by side; the rows of others gather meanwhile."""
+LEAVE_SECONDS_MAX: Final = 3.0
+"""At the end, how long to try to tell the others."""
+IDLE_SECONDS: Final = 5.0
+"""A shard without rows for so long uses the time to write what the cache missed."""
+
+_log = get_logger()
+
+
+async def run_projector(
+    log: EventLog,
+    stop: asyncio.Event,
+    *,
+    name: str | None = None,
+    lease_seconds: float = LEASE_SECONDS,
+) -> None:
+    """Project this process's share of the shards until `stop`, through all outages.
+
+    `name`: what to call this worker in the table of leases; None: host and process. Raises
+    `InvalidSetting` for a log in memory.
+    """
+    await Projector(log, name=name, lease_seconds=lease_seconds).run(stop)
+
+
+async def lag(log: EventLog) -> dict[int, int]:
+    """Rows of each shard that the views don't show yet."""
+    return dict(enumerate(await lag_of(postgres_of(log))))
+
+
+class Projector:
+    """One worker's shards and the tasks on them."""
+
+    def __init__(
+        self,
+        log: EventLog,
+        *,
+        name: str | None = None,
+        lease_seconds: float = LEASE_SECONDS,
+        projection: Projection | None = None,
+    ) -> None:
+        self.owner = f"{name or f'{socket.gethostname()}:{os.getpid()}'}:{secrets.token_hex(4)}"
+        self.projection = projection or Projection(log)
+        self._log = log
+        self._leases = Leases(
+            postgres_of(log), self.projection.name, self.owner, seconds=lease_seconds
+        )
+        self._cache = CacheWriter(log)
+        self._shards: dict[int, _ShardTask] = {}
+        self._turn = asyncio.Semaphore(BATCHES_AT_ONCE_MAX)
+        self._joined = False
+
+    @property
+    def shards(self) -> list[int]:
+        """The shards that this worker projects now."""
+        return sorted(self._shards)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Hold and project a fair share of the shards until `stop`."""
+        try:
+            await repeat("projector", stop, self.tend, every_seconds=self._leases.seconds / 3)
+        finally:
+            await self._leave()
+
+    async def tend(self) -> None:
+        """Renew what is held, and hold neither more nor less than a fair share."""
+        if not self._joined:
+            await self._leases.join()
+            self._joined = True
+        for shard in [shard for shard, each in self._shards.items() if each.task.done()]:
+            self._shards.pop(shard).task.result()
+        held = [each.lease for each in self._shards.values()]
+        renewed = await self._leases.renew(held)
+        kept = {lease.shard for lease in renewed.kept}
+        await self._stop([lease for lease in held if lease.shard not in kept])
+        surplus = len(kept) - renewed.fair_share
+        if surplus > 0:
+            await self._release(random.sample(renewed.kept, surplus))
+        elif surplus < 0:
+            for lease in await self._leases.take(-surplus):
+                self._start(lease)
+
+    def _start(self, lease: Lease) -> None:
+        _log.info("projector.lease_taken", shard=lease.shard, epoch=lease.epoch)
+        self._shards[lease.shard] = _ShardTask(lease, self._project)
+
+    async def _release(self, leases: list[Lease]) -> None:
+        await self._stop(leases)
+        await self._leases.release(leases)
+        shards = sorted(lease.shard for lease in leases)
+        _log.info("projector.shards_released", shards=shards)
+
+    async def _stop(self, leases: list[Lease]) -> None:
+        """End the tasks of these shards, each after the batch it is at."""
+        stopping = [self._shards.pop(lease.shard) for lease in leases]
+        for each in stopping:
+            each.stop.set()
+        await asyncio.gather(*(each.task for each in stopping))
+
+    async def _leave(self) -> None:
+        held = [each.lease for each in self._shards.values()]
+        await self._stop(held)
+        try:
+            async with asyncio.timeout(LEAVE_SECONDS_MAX):
+                await self._leases.release(held)
+                await self._leases.leave()
+        except (EventLogError, TimeoutError) as error:
+            report_failure("projector", error, step="leave")  # the leases expire by themselves
+
+    # --- one shard ---
+
+    async def _project(self, lease: Lease, stop: asyncio.Event) -> None:
+        """Project a shard until told to stop, or until someone else does."""
+        backoff = Backoff()
+        while not stop.is_set():
+            try:
+                await self._follow(lease, stop, backoff)
+            except Fenced as error:
+                _log.info("projector.lease_lost", shard=lease.shard, error=str(error))
+                return
+            except Exception as error:
+                _log.warning(
+                    "projector.batch_failed",
+                    shard=lease.shard,
+                    error=f"{type(error).__name__}: {error}",
+                    exc_info=None if isinstance(error, EventLogError) else error,
+                )
+                await pause(stop, backoff.next_seconds())
+
+    async def _follow(self, lease: Lease, stop: asyncio.Event, backoff: Backoff) -> None:
+        progress = await self.projection.begin(lease)
+        await self._cache.refresh(lease.shard, progress.position)
+        feed = self._log.feed({lease.shard: progress.position})
+        try:
+            while True:
+                rows = await unless_stopped(stop, feed.next_rows(seconds=IDLE_SECONDS))
+                if rows is None:
+                    return
+                if not rows:
+                    await self._cache.catch_up()
+                    continue
+                async with self._turn:
+                    changes = await self.projection.apply(progress, rows)
+                await self._cache.write(changes)
+                backoff.reset()
+        finally:
+            feed.close()
+
+
+class _ShardTask:
+    def __init__(
+        self,
+        lease: Lease,
+        project: Callable[[Lease, asyncio.Event], Coroutine[Any, Any, None]],
+    ) -> None:
+        self.lease = lease
+        self.stop = asyncio.Event()
+        self.task = asyncio.create_task(
+            project(lease, self.stop), name=f"projector-shard-{lease.shard}"
+        )
