@@ -1,12 +1,12 @@
 """An event-sourced conversation log for LLM agents, on Postgres and Redis Streams.
 
-    async with EventLog.open() as log:
-        session = await log.create_session(key="chat-42", user_id="ada")
-        await session.append(MessageAdded(role="user", content="Hi"))
-        async with session.reply(agent="planner") as reply:
-            await reply.write("Hello!")
-        async for event in session.subscribe(after=0):
-            ...
+async with EventLog.open() as log:
+    session = await log.create_session(key="chat-42", user_id="ada")
+    await session.append(MessageAdded(role="user", content="Hi"))
+    async with session.reply(agent="planner") as reply:
+        await reply.write("Hello!")
+    async for event in session.subscribe(after=0):
+        ...
 """
 
 from eventlog.entries import Message

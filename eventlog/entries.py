@@ -57,8 +57,16 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[Message])
 
 
+class ChunkMissing(Exception):
+    """A chunk is needed whose messages were not loaded from the snapshot yet. Internal."""
+
+    def __init__(self, key: int) -> None:
+        super().__init__(f"chunk {key} is not loaded")
+        self.key = key
+
+
 class Chunk:
-    """Up to `CHUNK_LENGTH` messages, decoded or still encoded."""
+    """Up to `CHUNK_LENGTH` messages: decoded, still encoded, or only known by their key."""
 
     __slots__ = ("_encoded", "_items", "count", "first_seq", "stored_as")
 
@@ -82,7 +90,8 @@ class Chunk:
     def items(self) -> list[Message]:
         """The messages. Whoever writes to the list owns the chunk and calls `changed` after."""
         if self._items is None:
-            assert self._encoded is not None
+            if self._encoded is None:
+                raise ChunkMissing(self.stored_as)
             self._items = _decoder.decode(self._encoded)
         return self._items
 
@@ -91,6 +100,15 @@ class Chunk:
         if self._encoded is None:
             self._encoded = _encoder.encode(self.items)
         return self._encoded
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the messages are here."""
+        return self._items is not None or self._encoded is not None
+
+    def load(self, encoded: bytes) -> None:
+        """Give a chunk that was only known by its key its messages."""
+        self._encoded = encoded
 
     def copy(self) -> Chunk:
         """A chunk of one's own with the same messages."""
@@ -179,7 +197,7 @@ class Entries(Sequence[Message]):
 
     def index_after(self, seq: int) -> int:
         """Index of the first message with a seq greater than `seq`."""
-        number = bisect_right(self.chunks, seq, key=lambda chunk: chunk.first_seq) - 1
+        number = self._chunk_of(seq)
         if number < 0:
             return 0
         items = self.chunks[number].items
@@ -187,12 +205,25 @@ class Entries(Sequence[Message]):
 
     def at_seq(self, seq: int) -> Message | None:
         """The message opened by the event with this seq, if there is one."""
-        number = bisect_right(self.chunks, seq, key=lambda chunk: chunk.first_seq) - 1
+        number = self._chunk_of(seq)
         if number < 0:
             return None
         items = self.chunks[number].items
         place = bisect_left(items, seq, key=lambda each: each.seq)
         return items[place] if place < len(items) and items[place].seq == seq else None
+
+    def missing(self, seqs: list[int], after: int) -> list[Chunk]:
+        """Chunks to be loaded before messages of these seqs, or behind `after`, can be read."""
+        numbers = {max(0, self._chunk_of(seq)) for seq in seqs}
+        numbers.update(range(max(0, self._chunk_of(after)), len(self.chunks)))
+        return [
+            self.chunks[number]
+            for number in sorted(numbers)
+            if number < len(self.chunks) and not self.chunks[number].loaded
+        ]
+
+    def _chunk_of(self, seq: int) -> int:
+        return bisect_right(self.chunks, seq, key=lambda chunk: chunk.first_seq) - 1
 
     def _writable(self, number: int) -> Chunk:
         if number not in self._owned:

@@ -34,6 +34,8 @@ PAUSE_SECONDS_MAX: Final = 2.0
 """Longest pause between tries while Redis is away (jittered)."""
 BEHIND_SECONDS: Final = 0.004
 """How long to wait for whoever has the rows before ours, before reading them from Postgres."""
+SWEEP_PATIENCE_SECONDS: Final = 0.05
+"""How long a sweep waits for rows that may be on their way before it copies them."""
 IDENTITY_SECONDS: Final = 5.0
 """How long a process may not notice that the epoch was raised."""
 
@@ -224,8 +226,8 @@ class FanOut:
     async def repair(self, shard: int) -> int:
         """Copy what the feed lacks from Postgres; returns how many rows that were.
 
-        Rows read from Postgres are contiguous, so any number of repairs may race. Raises `RedisDown`
-        and `Unavailable`.
+        Rows read from Postgres are contiguous, so any number of repairs may race. Raises
+        `RedisDown` and `Unavailable`.
         """
         feed = (await self.keys()).feed(shard)
         after = last_position(await self._link.call("XREVRANGE", feed, "+", "-", "COUNT", 1))
@@ -241,7 +243,7 @@ class FanOut:
             run = Run(shard, page[0].position, [pack_row(row) for row in page])
             (answer,) = await self.publish([run], may_start=may_start)
             if answer < 0:
-                # The feed vanished, or lost its end, between two of our calls. Once more, from there.
+                # The feed vanished, or lost its end, between two of our calls: once more.
                 return copied + await self.repair(shard)
             copied += len(page)
             after = page[-1].position
@@ -267,18 +269,35 @@ class FanOut:
             [("XREVRANGE", keys.feed(shard), "+", "-", "COUNT", 1) for shard in shards]
         )
         heads = await self._store.feed_heads()  # after the feeds: rows may only have been added
-        copied = 0
+        behind: dict[int, int] = {}
         for shard, head, end in zip(shards, heads, ends, strict=True):
             last = last_position(end)
             if last > head:
                 log.error("feed.epoch_raised", shard=shard, feed=last, log=head)
                 await self._store.raise_epoch(identity.epoch)
                 self._identity = None
-                return copied + await self.sweep()
+                return await self.sweep()
             if last < head:
-                copied += await self.repair(shard)
+                behind[shard] = head
+        copied = 0
+        for shard in await self._still_behind(keys, behind):
+            copied += await self.repair(shard)
         self.healthy = True
         return copied
+
+    async def _still_behind(self, keys: Keys, heads: dict[int, int]) -> list[int]:
+        """Shards whose feeds don't reach these heads even after their publishers had a moment."""
+        if not heads:
+            return []
+        await asyncio.sleep(SWEEP_PATIENCE_SECONDS)
+        ends = await self._link.call_many(
+            [("XREVRANGE", keys.feed(shard), "+", "-", "COUNT", 1) for shard in heads]
+        )
+        return [
+            shard
+            for (shard, head), end in zip(heads.items(), ends, strict=True)
+            if last_position(end) < head
+        ]
 
     async def ends(self) -> list[int]:
         """Last position in every feed; 0 where there is none. Raises `RedisDown`."""

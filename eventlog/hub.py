@@ -30,7 +30,7 @@ from eventlog.store import ROWS_PER_PAGE_MAX, Store
 from eventlog.telemetry import get_logger, metrics
 
 TAIL_LENGTH: Final = 4_096
-"""Items a tail keeps for subscriptions that are a little behind; up to twice as many for a moment."""
+"""Items a tail keeps for subscriptions a little behind; up to twice as many for a moment."""
 READ_ROWS_MAX: Final = 2_000
 """Rows of one shard that one XREAD returns at most."""
 BLOCK_SECONDS: Final = 2.0
@@ -71,7 +71,7 @@ class Tail(Generic[Item]):
             self.first = last + 1
 
     def push(self, first: int, items: list[Item]) -> bool:
-        """Add items numbered from `first`. Returns False, changing nothing, if they leave a hole."""
+        """Add items numbered from `first`. False, and nothing changed, if they leave a hole."""
         if self.first and first > self.last + 1:
             self.head = max(self.head, first + len(items) - 1)
             return False
@@ -198,8 +198,10 @@ class Hub:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._link is not None:
             await self._link.aclose()
-        for tail in (*self._sessions.values(), *self._feeds.values()):
+        for tail in self._sessions.values():
             tail.wake()
+        for feed in self._feeds.values():
+            feed.wake()
 
     # --- the reader ---
 

@@ -22,6 +22,7 @@ from eventlog.embedded import Servers, open_servers
 from eventlog.envelope import (
     BY_ID,
     Draft,
+    Row,
     closing_id_of,
     new_id,
     owner_id_of,
@@ -29,7 +30,6 @@ from eventlog.envelope import (
     session_id_of,
     shard_of,
 )
-from eventlog.envelope import Row
 from eventlog.errors import (
     InvalidRequest,
     SessionDeleted,
@@ -80,9 +80,7 @@ class EventLog:
         cache = None
         if self.fanout is not None and redis_url is not None:
             ttl_seconds = settings.cache_ttl_seconds
-            cache = ViewCache(
-                self.fanout, redis_url, shards=store.shards, ttl_seconds=ttl_seconds
-            )
+            cache = ViewCache(self.fanout, redis_url, shards=store.shards, ttl_seconds=ttl_seconds)
         self.views = ViewReader(store, self.replayer, cache)
         self.open_replies: dict[UUID, set[Reply]] = {}
         """Replies that this process streams now, by session."""
@@ -132,7 +130,7 @@ class EventLog:
     async def in_memory(
         *, settings: Settings | None = None, store: MemoryStore | None = None
     ) -> AsyncIterator[EventLog]:
-        """A log that lives as long as this block: for tests and examples. Same promises, no disk."""
+        """A log that lives as long as this block, for tests and examples: same promises, no disk."""
         chosen = settings or Settings()
         log = EventLog(
             store or MemoryStore(shards=chosen.shards, tenant_id=chosen.tenant_id),
@@ -171,8 +169,10 @@ class EventLog:
 
     def session_id(self, key: str | UUID) -> UUID:
         """The id of the session with this key, whether it exists or not."""
-        if isinstance(key, str) and not key:
-            raise InvalidRequest("a session key can't be empty")
+        if not isinstance(key, str | UUID) or key == "":
+            raise InvalidRequest(
+                f"a session's key is a UUID or a text that isn't empty, not {key!a}"
+            )
         return session_id_of(key, self.settings.tenant_id)
 
     def handle(self, session_id: UUID) -> Session:

@@ -75,8 +75,13 @@ class MemoryStore:
         return Answer(Status.OK, before, before, first_position, recorded_us)
 
     def _judge(self, command: Command, rows: list[Row], head: Row | None) -> Status:
-        session_id = command.session_id
-        if command.known is not None and (session_id, command.known) in self._by_id:
+        session_id, ids = command.session_id, command.ids
+        if any((session_id, each) in self._by_id for each in ids) or len(set(ids)) < len(ids):
+            return Status.KNOWN
+        if command.sent and any(
+            row.event_id == command.drafts[0].event_id and row.seq > command.retry_after
+            for row in rows
+        ):
             return Status.KNOWN
         if head is None and command.base is None:
             return Status.ABSENT
@@ -100,7 +105,7 @@ class MemoryStore:
     ) -> list[Row]:
         rows = self._sessions.get(session_id, [])
         start = bisect.bisect_right(rows, after, key=lambda row: row.seq)
-        found = []
+        found: list[Row] = []
         for row in rows[start:]:
             if len(found) == limit or (until is not None and row.first_seq > until):
                 break

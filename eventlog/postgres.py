@@ -19,7 +19,16 @@ import asyncpg
 from eventlog.envelope import Row, owner_id_of, shard_of
 from eventlog.errors import Unavailable
 from eventlog.queries import query
-from eventlog.store import Answer, Busy, Command, ConnectionLost, Head, Identity, Snapshot
+from eventlog.store import (
+    Answer,
+    Busy,
+    Command,
+    ConnectionLost,
+    Head,
+    Identity,
+    IdTaken,
+    Snapshot,
+)
 from eventlog.telemetry import get_logger
 from eventlog.views import SessionFilter, SessionView, escape_text, view_from_record
 
@@ -129,6 +138,10 @@ class PostgresStore:
             raise ConnectionLost(f"{type(error).__name__}: {error}") from error
         except _BUSY as error:
             raise Busy(f"{type(error).__name__}: {error}") from error
+        except asyncpg.UniqueViolationError as error:
+            if error.constraint_name != "events_by_id":
+                raise
+            raise IdTaken(str(error)) from error
         return [Answer(*record) for record in records]
 
     async def _lane_connection(self, lane: int) -> asyncpg.Connection[Any]:
@@ -220,18 +233,23 @@ class PostgresStore:
         records = await self.fetch("load_snapshot", session_id, at, fold_version)
         if not records:
             return None
-        seq, version, chunks, header, tail, checksum = records[0]
+        seq, version, chunks, first_seqs, header, tail, checksum = records[0]
         if _checksum(header, tail) != checksum:
             log.warning("snapshot.ignored", session_id=str(session_id), seq=seq, why="checksum")
             return None
-        return Snapshot(seq=seq, fold_version=version, header=header, tail=tail, chunks=chunks)
+        return Snapshot(
+            seq=seq,
+            fold_version=version,
+            header=header,
+            tail=tail,
+            chunks=chunks,
+            first_seqs=first_seqs,
+        )
 
     async def load_chunks(self, keys: list[int]) -> dict[int, bytes]:
         records = await self.fetch("load_chunks", keys)
         return {
-            key: messages
-            for key, checksum, messages in records
-            if _checksum(messages) == checksum
+            key: messages for key, checksum, messages in records if _checksum(messages) == checksum
         }
 
     async def save_snapshot(
@@ -247,6 +265,7 @@ class PostgresStore:
                 snapshot.seq,
                 snapshot.fold_version,
                 snapshot.chunks,
+                snapshot.first_seqs,
                 snapshot.header,
                 snapshot.tail,
                 _checksum(snapshot.header, snapshot.tail),
@@ -255,7 +274,7 @@ class PostgresStore:
     # --- plumbing ---
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[asyncpg.Connection[Any]]:
+    async def connection(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy[Any]]:
         """A pooled connection, for projections and tools. Raises `Unavailable` when it is lost."""
         if self._pool is None:
             raise Unavailable("this EventLog is closed; open another")
@@ -272,7 +291,8 @@ class PostgresStore:
         for tries in range(1, READ_TRIES_MAX + 1):
             try:
                 async with self.connection() as connection:
-                    return await connection.fetch(query(name), *arguments)
+                    records: list[Sequence[Any]] = await connection.fetch(query(name), *arguments)
+                    return records
             except Unavailable:
                 if tries == READ_TRIES_MAX or self._pool is None:
                     raise

@@ -83,7 +83,7 @@ class RedisLink:
 
     async def _connected(self) -> AbstractConnection:
         if self._connection is None:
-            connection = self._pool.make_connection()
+            connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
             await connection.connect()
             self._connection = connection
         return self._connection

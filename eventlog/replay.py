@@ -11,8 +11,6 @@ that nobody folds it again.
 
 from __future__ import annotations
 
-import asyncio
-import random
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from datetime import datetime
@@ -22,20 +20,20 @@ from uuid import UUID
 import msgspec
 
 from eventlog import state as fold
-from eventlog.entries import CHUNK_LENGTH, Chunk, Entries
+from eventlog.entries import ChunkMissing
 from eventlog.envelope import FRAME, RecordedEvent, Row, as_frame, expand
-from eventlog.errors import InvalidRequest, SessionNotFound, Unavailable
+from eventlog.errors import InvalidRequest, SessionNotFound
 from eventlog.events import SessionCreated, decode_event
-from eventlog.state import FOLD_VERSION, SessionHeader, SessionState
-from eventlog.store import ROWS_PER_PAGE_MAX, Head, Snapshot, Store
-from eventlog.telemetry import get_logger, metrics
+from eventlog.snapshots import SnapshotDamaged, Snapshots
+from eventlog.state import SessionState
+from eventlog.store import ROWS_PER_PAGE_MAX, Head, Store
+from eventlog.telemetry import get_logger
 
 SNAPSHOT_ROWS: Final = 512
 """Structural rows folded since the last snapshot after which another is saved."""
-STATES_CACHED_MAX: Final = 1_000
-"""Sessions whose newest folded state this process keeps. Rows never change: it can't be wrong."""
-CHUNKS_CACHED_MAX: Final = 4_000
-"""Chunks of messages this process keeps, about 1 KB to 100 KB each."""
+MESSAGES_CACHED_MAX: Final = 300_000
+"""Messages in the newest states of sessions that this process keeps. Rows never change: a state of
+the past stays right."""
 LINEAGES_CACHED_MAX: Final = 20_000
 PAGE_BYTES_MIN: Final = 1_000_000
 """A page of history is made smaller than `ROWS_PER_PAGE_MAX` when its rows are large."""
@@ -43,8 +41,6 @@ PAGE_BYTES_MIN: Final = 1_000_000
 log = get_logger()
 Key = TypeVar("Key")
 Value = TypeVar("Value")
-_header_encoder = msgspec.msgpack.Encoder()
-_header_decoder = msgspec.msgpack.Decoder(SessionHeader)
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -71,13 +67,12 @@ class Replayer:
         self._save_snapshots = save_snapshots
         self._lineages: OrderedDict[UUID, list[Part]] = OrderedDict()
         self._states: OrderedDict[UUID, SessionState] = OrderedDict()
-        self._chunks: OrderedDict[int, Chunk] = OrderedDict()
-        self._saving: set[asyncio.Task[None]] = set()
+        self._messages_kept = 0
+        self.snapshots = Snapshots(store)
 
     async def aclose(self) -> None:
         """Wait for snapshots that are being saved."""
-        if self._saving:
-            await asyncio.gather(*self._saving)
+        await self.snapshots.aclose()
 
     # --- events ---
 
@@ -143,9 +138,7 @@ class Replayer:
                 until=part.until,
                 limit=ROWS_PER_PAGE_MAX,
             )
-            events = [
-                each for row in rows for each in expand(row, after=after, until=part.until)
-            ]
+            events = [each for row in rows for each in expand(row, after=after, until=part.until)]
             last = events[-1].seq if events else after
             return Page(events, last, part.until is not None or len(rows) == ROWS_PER_PAGE_MAX)
         raise AssertionError("a lineage ends with the session itself")
@@ -153,20 +146,53 @@ class Replayer:
     # --- states ---
 
     async def replay(self, session_id: UUID, at: int | datetime | None) -> SessionState:
-        """The session's state. Raises `SessionNotFound`, `InvalidRequest` for a seq beyond its end."""
-        head = await self.head(session_id)
-        if head is None:
-            raise SessionNotFound(session_id)
-        seq = await self._seq_of(session_id, at, head)
-        base = await self._base(session_id, seq)
-        state = await self._fold_structure(session_id, base, seq)
-        if at is None or seq == head.seq:
+        """The session's state. `SessionNotFound`; `InvalidRequest` for a seq beyond its end."""
+        seq = await self._seq(session_id, at)
+        state = await self._state(session_id, seq, whole=True)
+        if at is None:
             self._keep(session_id, state)
         return await self._complete(session_id, state, seq)
 
+    async def context_state(self, session_id: UUID, at: int | datetime | None) -> SessionState:
+        """The same, good for `context()` only: of older messages just those in it were read."""
+        seq = await self._seq(session_id, at)
+        state = await self._state(session_id, seq, whole=False)
+        if at is None:
+            self._keep(session_id, state)
+        return state
+
     async def structure(self, session_id: UUID, at: int) -> SessionState:
         """The state at a seq as the views show it: what open messages received so far left out."""
-        return await self._fold_structure(session_id, await self._base(session_id, at), at)
+        return await self._state(session_id, at, whole=True)
+
+    async def _state(self, session_id: UUID, seq: int, *, whole: bool) -> SessionState:
+        try:
+            base = await self._base(session_id, seq)
+            return await self._state_from(session_id, base, seq, whole=whole)
+        except SnapshotDamaged:
+            self._states.clear()
+            self._messages_kept = 0
+            return await self._fold_structure(session_id, fold.initial(session_id), seq)
+
+    async def _state_from(
+        self, session_id: UUID, base: SessionState, seq: int, *, whole: bool
+    ) -> SessionState:
+        if whole:
+            await self.snapshots.load(base.entries.chunks)
+        try:
+            state = await self._fold_structure(session_id, base, seq)
+        except ChunkMissing:  # an event behind the snapshot concerns an old message
+            await self.snapshots.load(base.entries.chunks)
+            state = await self._fold_structure(session_id, base, seq)
+        if not whole:
+            await self.snapshots.load(state.missing_for_context())
+        return state
+
+    async def _seq(self, session_id: UUID, at: int | datetime | None) -> int:
+        head = await self.head(session_id)
+        if head is None:
+            raise SessionNotFound(session_id)
+        return await self._seq_of(session_id, at, head)
 
     async def _seq_of(self, session_id: UUID, at: int | datetime | None, head: Head) -> int:
         match at:
@@ -203,17 +229,12 @@ class Replayer:
             if part.after >= seq:
                 continue
             upto = seq if part.until is None else min(seq, part.until)
-            snapshot = await self._store.load_snapshot(part.session_id, upto, FOLD_VERSION)
-            if snapshot is not None and (state := await self._restore(part.session_id, snapshot)):
-                metrics.snapshots_used += 1
-                if kept is not None and state.seq < kept.seq <= seq:
-                    return kept
-                return state
+            state = await self.snapshots.restore(part.session_id, upto)
+            if state is not None:
+                return kept if kept is not None and state.seq < kept.seq <= seq else state
         return kept if kept is not None and kept.seq <= seq else fold.initial(session_id)
 
-    async def _fold_structure(
-        self, session_id: UUID, base: SessionState, seq: int
-    ) -> SessionState:
+    async def _fold_structure(self, session_id: UUID, base: SessionState, seq: int) -> SessionState:
         if base.seq == seq and base.session_id == session_id:
             return base
         state = fold.copy(base)
@@ -225,7 +246,7 @@ class Replayer:
                 if since_snapshot == SNAPSHOT_ROWS and self._save_snapshots:
                     since_snapshot = 0
                     # Rows after a fork point belong to the fork, those before to their own session.
-                    self._save(row.session_id, fold.copy(state))
+                    self.snapshots.save_soon(row.session_id, fold.copy(state))
         if state.seq < seq:
             # What follows the last structural row are increments; their time is the state's time.
             async for page, _ in self.rows(session_id, after=seq - 1, until=seq):
@@ -247,87 +268,23 @@ class Replayer:
                         fold.collect(whole, recorded.event)
         return whole
 
-    # --- snapshots and caches ---
-
     def _keep(self, session_id: UUID, state: SessionState) -> None:
-        _remember(self._states, session_id, state, STATES_CACHED_MAX)
+        states = self._states
+        if session_id in states:
+            self._messages_kept -= len(states[session_id].entries)
+        states[session_id] = state
+        states.move_to_end(session_id)
+        self._messages_kept += len(state.entries)
+        while len(states) > 1 and len(states) + self._messages_kept > MESSAGES_CACHED_MAX:
+            _, dropped = states.popitem(last=False)
+            self._messages_kept -= len(dropped.entries)
 
     def forget(self) -> None:
         """Drop what is remembered: the log was found to be another, or to have lost its end."""
         self._lineages.clear()
         self._states.clear()
-        self._chunks.clear()
-
-    def _save(self, session_id: UUID, state: SessionState) -> None:
-        task = asyncio.create_task(self._save_snapshot(session_id, state))
-        self._saving.add(task)
-        task.add_done_callback(self._saving.discard)
-
-    async def _save_snapshot(self, session_id: UUID, state: SessionState) -> None:
-        full = state.entries.chunks
-        tail = b""
-        if full and full[-1].count < CHUNK_LENGTH:
-            tail, full = full[-1].encode(), full[:-1]
-        fresh: dict[int, bytes] = {}
-        for chunk in full:
-            if not chunk.stored_as:
-                chunk.stored_as = random.getrandbits(62) + 1
-                fresh[chunk.stored_as] = _pack_chunk(chunk)
-                _remember(self._chunks, chunk.stored_as, chunk, CHUNKS_CACHED_MAX)
-        header = SessionHeader(
-            **{name: getattr(state, name) for name in SessionHeader.__struct_fields__}
-        )
-        snapshot = Snapshot(
-            seq=state.seq,
-            fold_version=FOLD_VERSION,
-            header=_header_encoder.encode(header),
-            tail=tail,
-            chunks=[chunk.stored_as for chunk in full],
-        )
-        try:
-            await self._store.save_snapshot(session_id, snapshot, fresh)
-            metrics.snapshots_saved += 1
-        except Unavailable as error:
-            for chunk in full:
-                if chunk.stored_as in fresh:
-                    chunk.stored_as = 0
-            log.info("snapshot.not_saved", session_id=str(session_id), error=str(error))
-
-    async def _restore(self, session_id: UUID, snapshot: Snapshot) -> SessionState | None:
-        missing = [key for key in snapshot.chunks if key not in self._chunks]
-        loaded = await self._store.load_chunks(missing) if missing else {}
-        for key, data in loaded.items():
-            _remember(self._chunks, key, _unpack_chunk(key, data), CHUNKS_CACHED_MAX)
-        chunks = [self._chunks.get(key) for key in snapshot.chunks]
-        try:
-            header = _header_decoder.decode(snapshot.header)
-            if snapshot.tail:
-                tail = Chunk(None, encoded=snapshot.tail)
-                tail.changed()
-                chunks.append(tail)
-        except msgspec.MsgspecError as error:
-            log.warning("snapshot.ignored", session_id=str(session_id), why=str(error))
-            return None
-        whole = [chunk for chunk in chunks if chunk is not None]
-        if len(whole) < len(chunks):
-            log.warning("snapshot.ignored", session_id=str(session_id), why="a chunk is missing")
-            return None
-        fields = {name: getattr(header, name) for name in SessionHeader.__struct_fields__}
-        return SessionState(**fields, entries=Entries(whole))
-
-
-def _pack_chunk(chunk: Chunk) -> bytes:
-    return chunk.first_seq.to_bytes(8, "big") + chunk.encode()
-
-
-def _unpack_chunk(key: int, data: bytes) -> Chunk:
-    return Chunk(
-        None,
-        encoded=data[8:],
-        first_seq=int.from_bytes(data[:8], "big"),
-        count=CHUNK_LENGTH,
-        stored_as=key,
-    )
+        self._messages_kept = 0
+        self.snapshots.forget()
 
 
 def _until(parts: list[Part], seq: int) -> list[Part]:
@@ -349,4 +306,3 @@ def _remember(cache: OrderedDict[Key, Value], key: Key, value: Value, most: int)
     cache.move_to_end(key)
     while len(cache) > most:
         cache.popitem(last=False)
-

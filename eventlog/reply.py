@@ -30,8 +30,8 @@ from eventlog.events import (
     MessageInterrupted,
     MessageStarted,
     Role,
-    ToolCall,
     TokensAppended,
+    ToolCall,
     Usage,
     check_text,
     encode_frame,
@@ -358,5 +358,3 @@ def _reason_of(error: BaseException) -> str:
     if isinstance(error, asyncio.CancelledError):
         return "cancelled"
     return f"{type(error).__name__}: {error}"[:500]
-
-

@@ -1,8 +1,8 @@
 """Installing the schema, upgrading it, and checking before use that it and the server are right.
 
 Migrations are sql/migrations/NNNN_name.sql. Each runs in its own transaction and is recorded with
-its sha256; an advisory lock lets one process migrate while others wait. A migration that was changed
-after it ran is an error: what ran can't be edited.
+its sha256; an advisory lock lets one process migrate while others wait. A migration that was
+changed after it ran is an error: what ran can't be edited.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ async def migrate(
             "insert into eventlog.log (shards) values ($1) on conflict do nothing", shards
         )
         if pending:
-            # Statistics of the new tables, so that no plan is made from the guesses for unknown ones.
+            # Statistics of the new tables: no plan shall be made from the guesses without them.
             await connection.execute("analyze eventlog.events")
         return pending
     finally:
@@ -171,7 +171,7 @@ def check_server(facts: ServerFacts, *, unsafe_durability: bool) -> None:
     ]
     if off and not unsafe_durability:
         raise UnsafeServer(
-            f"this Postgres has {' and '.join(off)} off: it may lose events that were acknowledged. "
+            f"this Postgres has {' and '.join(off)} off: it may lose acknowledged events. "
             "Switch it on, or set EVENTLOG_UNSAFE_DURABILITY=1 if losing them is all right"
         )
     if check_applied(facts.applied, migrations()) or facts.shards is None:
@@ -193,6 +193,6 @@ async def _connect(url: str) -> asyncpg.Connection[Any]:
         )
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise Unavailable(
-            f"Postgres can't be reached: {error}. Check EVENTLOG_POSTGRES_URL, or leave it unset to "
-            "use the embedded server"
+            f"Postgres can't be reached: {error}. Check EVENTLOG_POSTGRES_URL, or leave it unset "
+            "to use the embedded server"
         ) from error

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from eventlog import events as ev
+from eventlog import revisions
+from eventlog.entries import Message
 from eventlog.envelope import (
     ANY,
     BY_ID,
@@ -28,13 +30,10 @@ from eventlog.envelope import (
     derived_id,
     new_id,
 )
-from eventlog.entries import Message
 from eventlog.errors import (
-    EventIdReused,
     InvalidEvent,
     InvalidRequest,
     SessionNotFound,
-    WrongExpectedSeq,
 )
 from eventlog.reply import Reply, opening_id_of
 from eventlog.state import SessionState
@@ -47,8 +46,8 @@ if TYPE_CHECKING:
 
 BATCH_EVENTS_MAX: Final = 1_000
 """Events of one atomic batch."""
-CONTENDED_TRIES_MAX: Final = 20
-"""A rewind, undo or take-over reads, decides and appends; after this many rivals it gives up."""
+BATCH_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Payload of one atomic batch (more, when a single event may have more)."""
 
 
 class Session:
@@ -90,7 +89,10 @@ class Session:
         if event_id is not None and not isinstance(event_id, UUID):
             event_id = parse_event_id(event_id)
         drafts = [
-            self.draft(event, None if event_id is None else derived_id(event_id, index))
+            # However the caller names it, a message ends under one id: see `closing_id_of`.
+            self.draft(event)
+            if event_id is None or isinstance(event, ev.MessageCompleted | ev.MessageInterrupted)
+            else self.draft(event, derived_id(event_id, index))
             for index, event in enumerate(many)
         ]
         return await self.append_drafts(drafts, expected_seq=expected_seq)
@@ -104,7 +106,7 @@ class Session:
                 pass
             case ev.SessionCreated() | ev.TokensAppended():
                 raise InvalidEvent(
-                    f"{type(event).__name__} is appended by create_session(), fork() or reply() only"
+                    f"{type(event).__name__} is appended only by create_session(), fork(), reply()"
                 )
             case ev.MessageStarted():
                 event_id, flags = opening_id_of(self.id, event.message_id), BY_ID
@@ -129,6 +131,7 @@ class Session:
             if not 0 <= expected_seq < 2**62:
                 raise InvalidRequest(f"expected_seq {expected_seq} is out of range")
             expected = expected_seq
+        check_batch(drafts, bytes_max=max(BATCH_BYTES_MAX, self._log.settings.event_bytes_max))
         if self.id in self._log.open_replies:
             for reply in tuple(self._log.open_replies[self.id]):
                 reply.flush()
@@ -230,44 +233,11 @@ class Session:
     ) -> list[str]:
         """Close replies that were left open, and fence off their writers.
 
-        All of them, or one; with `idle_seconds` only those of which nothing was stored for so long.
-        What had arrived is kept. Returns the ids of the messages closed. A writer that was only slow
-        gets `MessageFenced` on its next write.
+        All of them, or one; with `idle_seconds` only those of which nothing was stored for so
+        long. What had arrived is kept. Returns the ids of the messages closed. A writer that was
+        only slow gets `MessageFenced` on its next write.
         """
-        closed: list[str] = []
-        state = await self.replay()
-        for message in state.open_messages:
-            if message_id is not None and message.message_id != message_id:
-                continue
-            if idle_seconds and await self._idle_seconds(message, state.seq) < idle_seconds:
-                continue
-            if await self._fence(message.message_id, reason):
-                closed.append(message.message_id)
-        return closed
-
-    async def _idle_seconds(self, message: Message, seq: int) -> float:
-        last = message.recorded_at
-        async for recorded in self._log.replayer.read(
-            self.id, after=message.seq, until=seq, frames=True
-        ):
-            if getattr(recorded.event, "message_id", None) == message.message_id:
-                last = recorded.recorded_at
-        return (datetime.now(UTC) - last).total_seconds()
-
-    async def _fence(self, message_id: str, reason: str) -> bool:
-        """Append the end of an open message, with exactly what had arrived. False: it had ended."""
-        for _ in range(CONTENDED_TRIES_MAX):
-            state = await self.replay()
-            found = [each for each in state.open_messages if each.message_id == message_id]
-            if not found:
-                return False
-            end = self.draft(_interruption(found[0], reason))
-            try:
-                await self.append_drafts([end], expected_seq=state.seq)
-            except (WrongExpectedSeq, EventIdReused):
-                continue
-            return True
-        raise WrongExpectedSeq(self.id, state.seq, state.seq + 1)
+        return await revisions.interrupt(self, message_id, reason, idle_seconds)
 
     # --- reading ---
 
@@ -299,7 +269,7 @@ class Session:
         return await self._log.replayer.replay(self.id, at)
 
     async def view(self, min_seq: int | None = None) -> SessionView:
-        """Everything but the messages (title, counts, agents, …), from the cheapest place that has it.
+        """Everything but the messages (title, counts, agents, …), from the cheapest place with it.
 
         That is the cache, else the projector's row, else the log itself. It may be a moment behind;
         `min_seq` demands a seq that you know of (your last append's `last_seq`: you read what you
@@ -317,7 +287,7 @@ class Session:
         Reads Postgres, so it contains everything acknowledged before; `min_seq` demands a seq that
         someone else was told of, and raises `InvalidRequest` when the session isn't there yet.
         """
-        state = await self.replay(at)
+        state = await self._log.replayer.context_state(self.id, at)
         if min_seq is not None and state.seq < min_seq:
             raise InvalidRequest(f"the session is at seq {state.seq}, before min_seq {min_seq}")
         return state.context()
@@ -366,7 +336,7 @@ class Session:
             parent_seq=state.seq,
         )
         return await self._log.create(
-            created, [_interruption(each, "forked") for each in state.open_messages]
+            created, [revisions.interruption(each, "forked") for each in state.open_messages]
         )
 
     async def rewind(self, *, to: int, reason: str | None = None) -> Appended:
@@ -376,40 +346,13 @@ class Session:
         `to` are shown with what they had then.
         """
         check_seq(to, "to")
-        for _ in range(CONTENDED_TRIES_MAX):
-            now = await self.replay()
-            then = await self.replay(to)
-            drafts = [self.draft(_interruption(each, "rewound")) for each in now.open_messages]
-            drafts.append(self.draft(ev.SessionRewound(to_seq=to, reason=reason)))
-            drafts += [
-                self.draft(_interruption(each, "rewound"), new_id()) for each in then.open_messages
-            ]
-            try:
-                return await self.append_drafts(drafts, expected_seq=now.seq)
-            except (WrongExpectedSeq, EventIdReused):
-                continue
-        raise WrongExpectedSeq(self.id, now.seq, now.seq + 1)
+        return await revisions.rewind(self, to, reason)
 
     async def undo(self, count: int = 1, *, reason: str | None = None) -> list[Message]:
         """Take back the newest messages, oldest first in the answer; fewer if there are fewer."""
         if count < 1:
             raise InvalidRequest(f"undo takes back 1 or more messages, not {count}")
-        for _ in range(CONTENDED_TRIES_MAX):
-            state = await self.replay()
-            last = list(state.messages)[-count:]
-            if not last:
-                return []
-            drafts = [self.draft(_interruption(e, "undone")) for e in last if e.status == "open"]
-            drafts += [
-                self.draft(ev.MessageRetracted(message_id=each.message_id, reason=reason))
-                for each in reversed(last)
-            ]
-            try:
-                await self.append_drafts(drafts, expected_seq=state.seq)
-            except (WrongExpectedSeq, EventIdReused):
-                continue
-            return last
-        raise WrongExpectedSeq(self.id, state.seq, state.seq + 1)
+        return await revisions.undo(self, count, reason)
 
     async def clear(self, *, reason: str | None = None) -> Appended:
         """Start the conversation over; earlier messages stay in the log."""
@@ -426,14 +369,22 @@ class Session:
         return await self.append(ev.SessionDeleted(reason=reason))
 
 
-def _interruption(message: Message, reason: str) -> ev.MessageInterrupted:
-    return ev.MessageInterrupted(
-        message_id=message.message_id,
-        content=message.content if isinstance(message.content, str) else "",
-        reasoning=message.reasoning,
-        tool_calls=message.tool_calls,
-        reason=reason,
-    )
+def check_batch(drafts: list[Draft], *, bytes_max: int) -> None:
+    """Raise `InvalidRequest` for events behind the session's end, and for too many bytes."""
+    ended = 0
+    for draft in drafts:
+        if ended and (ended & TOMBSTONE or not draft.flags & TOMBSTONE):
+            raise InvalidRequest(
+                "session.closed and session.deleted must be the last event of their batch; "
+                "nothing may follow them"
+            )
+        ended |= draft.flags & (SEALS | TOMBSTONE)
+    byte_count = sum(len(draft.data) for draft in drafts)
+    if byte_count > bytes_max:
+        raise InvalidRequest(
+            f"a batch of {byte_count:,} bytes; the limit is {bytes_max:,}: split it, or store "
+            "large things elsewhere and append references"
+        )
 
 
 def check_seq(seq: object, name: str) -> None:

@@ -20,7 +20,7 @@ from uuid import UUID
 import msgspec
 
 from eventlog import events as ev
-from eventlog.entries import Entries, Message
+from eventlog.entries import Chunk, Entries, Message
 from eventlog.envelope import RecordedEvent
 from eventlog.events import ToolCall, Usage
 
@@ -170,6 +170,13 @@ class SessionState(SessionHeader, kw_only=True):
         start = self.entries.index_after(cleared)
         chosen.extend(self.entries.iterate_from(start))
         return [each for each in chosen if not each.retracted_seq and each.status != "open"]
+
+    def missing_for_context(self) -> list[Chunk]:
+        """Chunks of messages that `context()` needs and that are not loaded yet."""
+        standing = self.compaction
+        cleared = self.clears[-1] if self.clears else 0
+        kept = standing.kept if standing is not None else []
+        return self.entries.missing(kept, standing.to_seq if standing is not None else cleared)
 
     def context(self) -> list[dict[str, Any]]:
         """What a model sees next, as dicts in the form of the chat completions API.

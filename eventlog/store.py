@@ -83,6 +83,7 @@ class Command:
         "exclusive",
         "expected",
         "future",
+        "ids",
         "known",
         "message_id",
         "owner_id",
@@ -120,14 +121,15 @@ class Command:
         self.unless = unless
         """Event id whose presence refuses the command: the end of the message it belongs to."""
         self.message_id = message_id
-        self.known: UUID | None = None
+        self.ids = [draft.event_id for draft in drafts if draft.flags & BY_ID]
+        """Event ids that are unique in their session."""
+        self.known = self.ids[0] if self.ids else None
+        """The one of them that is looked for before anything else: a retry is known by it."""
         flags = byte_count = span = 0
         for draft in drafts:
             flags |= draft.flags
             byte_count += len(draft.data)
             span += draft.span
-            if self.known is None and draft.flags & BY_ID:
-                self.known = draft.event_id
         self.span = span
         self.byte_count = byte_count
         self.tombstone = bool(flags & TOMBSTONE)
@@ -163,10 +165,19 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """The last, partly filled chunk."""
     chunks: list[int]
     """Keys of the full chunks, in order."""
+    first_seqs: list[int]
+    """Seq of the first message in each of them."""
 
 
 class ConnectionLost(Exception):
     """The connection broke while a call was under way: its outcome is unknown. Internal."""
+
+
+class IdTaken(Exception):
+    """An event id other than the first is in the log already, or twice in the call. Internal.
+
+    Nothing of the call was stored.
+    """
 
 
 class Busy(Exception):
@@ -185,8 +196,8 @@ class Store(Protocol):
     async def commit(self, lane: int, commands: list[Command]) -> list[Answer]:
         """Append in one transaction; an answer for each command, in order.
 
-        Raises `ConnectionLost` (outcome unknown), `Busy` (nothing stored), or any other exception
-        for a call that was refused as a whole (nothing stored).
+        Raises `ConnectionLost` (outcome unknown), `Busy` (nothing stored), or any other exception,
+        `IdTaken` among them, for a call that was refused as a whole (nothing stored).
         """
         ...
 

@@ -88,6 +88,9 @@ class SessionSubscription(AsyncIterator[RecordedEvent]):
             self.state = "catching_up"
             self._tail = self._hub.attach(self._session_id)
             await self._check_cursor()
+            if 0 < self._tail.first <= self.cursor + 1:
+                self.state = "live"  # others follow this session already: what we lack is at hand
+                return
         try:
             page = await self._replayer.read_page(self._session_id, after=self.cursor)
         except Unavailable:
@@ -167,7 +170,7 @@ class FeedCursor(msgspec.Struct, frozen=True):
 
 
 class FeedSubscription:
-    """Rows of some shards by position: for workers, live session lists, and users' subscriptions."""
+    """Rows of some shards by position: for workers, live lists, and users' subscriptions."""
 
     def __init__(self, store: Store, hub: Hub, positions: dict[int, int]) -> None:
         self.positions = positions

@@ -1,9 +1,9 @@
 """Who may project a shard, and how far it was projected: leases and checkpoints.
 
 A lease is a row that names an owner until a time, by the database's clock. Whoever takes one gets
-an epoch greater than any before, and begins by writing it into the shard's checkpoint. A batch moves
-the checkpoint on condition that it holds that epoch. So a worker that was paused for longer than its
-lease, and goes on, finds its batch refused (`Fenced`), however late it notices.
+an epoch greater than any before, and begins by writing it into the checkpoint of the shard. A batch
+moves the checkpoint on condition that it holds that epoch. So a worker that was paused for longer
+than its lease, and goes on, finds its batch refused (`Fenced`), however late it notices.
 
     join ──> renew, every third of the lease ──> take what nobody holds, up to a fair share
                                             └──> release what is more than a fair share
@@ -17,6 +17,7 @@ from typing import Any, Final
 import asyncpg
 import msgspec
 
+from eventlog.envelope import Row
 from eventlog.errors import EventLogError, InvalidSetting
 from eventlog.log import EventLog
 from eventlog.postgres import PostgresStore
@@ -36,6 +37,10 @@ class Fenced(EventLogError):
             f"shard {lease.shard} of {lease.name!r} is no longer held under epoch {lease.epoch}"
         )
         self.lease = lease
+
+
+class NotInLog(EventLogError):
+    """Rows came from Redis that Postgres doesn't have: the log lost its end. Read them again."""
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -115,14 +120,21 @@ async def begin(store: PostgresStore, lease: Lease) -> int:
 
 
 async def move(
-    connection: asyncpg.Connection[Any], lease: Lease, *, position: int, to_position: int
+    connection: asyncpg.Connection[Any], lease: Lease, *, position: int, last: Row
 ) -> None:
-    """Move the checkpoint, inside the transaction that does what it stands for. Raises `Fenced`."""
+    """Move the checkpoint to a row, inside the transaction that does what that stands for.
+
+    Raises `Fenced`, and `NotInLog` for a row that isn't the log's.
+    """
+    place = (lease.name, lease.shard, position)
     moved = await connection.fetchval(
-        query("move_checkpoint"), lease.name, lease.shard, position, to_position, lease.epoch
+        query("move_checkpoint"), *place, last.position, lease.epoch, last.event_id
     )
-    if moved is None:
-        raise Fenced(lease)
+    if moved is not None:
+        return
+    if await connection.fetchval(query("holds_checkpoint"), *place, lease.epoch):
+        raise NotInLog(f"shard {lease.shard} has no event {last.event_id} at {last.position}")
+    raise Fenced(lease)
 
 
 async def take_away(connection: asyncpg.Connection[Any], name: str, shard: int) -> int:

@@ -119,7 +119,8 @@ class Folder:
         found: dict[UUID, _Known] = {}
         poisons: list[Poison] = []
         for session_id in by_session:
-            if (known := self._known.get(session_id)) is not None:
+            known = self._known.get(session_id)
+            if known is not None and known.state.seq == by_session[session_id][0].first_seq - 1:
                 found[session_id] = known
         missing = [each for each in by_session if each not in found]
         if missing:

@@ -10,19 +10,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
+import asyncpg
 import msgspec
 
 from eventlog.envelope import shard_of
-from eventlog.errors import InvalidRequest
+from eventlog.errors import EventLogError, InvalidRequest, Unavailable
 from eventlog.log import EventLog
+from eventlog.postgres import PostgresStore
 from eventlog.queries import query
 from eventlog.replay import Replayer
 from eventlog.views import unescape_text
 from projections.checkpoint import PROJECTION, postgres_of, take_away
 from projections.folding import Change
 from projections.projection import VIEWS, View
+
+
+class StillParked(EventLogError):
+    """A parked session was tried again and still can't be projected; it stays parked."""
 
 
 class ParkedSession(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,8 +68,8 @@ async def retry_parked(
 ) -> int:
     """Make a parked session's views from the log and take it back in; returns the seq they show.
 
-    Raises `InvalidRequest` if it isn't parked, and whatever the session was parked for, if that is
-    still so: then it stays parked.
+    Raises `InvalidRequest` if it isn't parked, `StillParked` if what it was parked for is still so,
+    `Unavailable`.
     """
     store = postgres_of(log)
     shard = shard_of(session_id, store.shards)
@@ -70,21 +77,38 @@ async def retry_parked(
         position = await take_away(connection, name, shard)
         if await connection.fetchval(query("unpark_session"), name, shard, session_id) is None:
             raise InvalidRequest(f"session {session_id} is not parked for {name!r}")
-        last = await connection.fetchrow(query("row_at_position"), shard, session_id, position)
-        assert last is not None, "a session is parked at one of its rows, which the log keeps"
-        tenants = await connection.fetch(query("tenants_of"), [shard], [session_id])
-        # Not the log's own replayer: what it remembers may be from before a repair.
-        replayer = Replayer(store, save_snapshots=False)
-        change = Change(
-            session_id=session_id,
-            shard=shard,
-            tenant_id=tenants[0][1],
-            before=None,
-            after=await replayer.structure(session_id, last[0]),
-            position=last[1],
-            events=[],
-        )
-        for view in views:
-            await view.remove(connection, shard, session_id)
-            await view.write(connection, [change])
+        try:
+            change = await _refold(store, connection, session_id, position)
+            for view in views:
+                await view.remove(connection, shard, session_id)
+                await view.write(connection, [change])
+        except Unavailable:
+            raise
+        except Exception as error:
+            if connection.is_closed():
+                raise
+            raise StillParked(
+                f"session {session_id} still can't be projected: {type(error).__name__}: {error}"
+            ) from error
     return change.after.seq
+
+
+async def _refold(
+    store: PostgresStore, connection: asyncpg.Connection[Any], session_id: UUID, position: int
+) -> Change:
+    """Everything that the session's rows up to a position of its shard's feed add up to."""
+    shard = shard_of(session_id, store.shards)
+    last = await connection.fetchrow(query("row_at_position"), shard, session_id, position)
+    assert last is not None, "a session is parked at one of its rows, which the log keeps"
+    tenants = await connection.fetch(query("tenants_of"), [shard], [session_id])
+    # Not the log's own replayer: what it remembers may be from before the cause was gone.
+    replayer = Replayer(store, save_snapshots=False)
+    return Change(
+        session_id=session_id,
+        shard=shard,
+        tenant_id=tenants[0][1],
+        before=None,
+        after=await replayer.structure(session_id, last[0]),
+        position=last[1],
+        events=[],
+    )

@@ -93,15 +93,15 @@ class Projection:
     async def apply(self, progress: Progress, rows: list[Row]) -> list[Change]:
         """Project the next rows of the shard; returns what was written.
 
-        Raises `Fenced`, and `Unavailable` when it isn't known whether the batch is there: after any
-        error go on with `begin`, not with the same `Progress`.
+        Raises `Fenced`, `NotInLog`, and `Unavailable` when nobody knows whether the batch is there:
+        after any error go on with `begin`, not with the same `Progress`.
         """
         if not rows or rows[0].position != progress.position + 1:
             raise ValueError(f"rows must follow position {progress.position}")
         shard = progress.lease.shard
         folded = await self.folder.fold(shard, group(rows, without=progress.parked))
         changes, poisons = folded.changes, folded.poisons
-        last = rows[-1].position
+        last = rows[-1]
         try:
             async with self._transaction(progress, last) as connection:
                 await self._write(connection, changes)
@@ -111,22 +111,22 @@ class Projection:
                 changes, refused = await self._write_singly(connection, changes)
                 poisons = poisons + refused
                 await self._park(connection, shard, poisons)
-        self._committed(progress, last, changes, poisons)
+        self._committed(progress, last.position, changes, poisons)
         metrics.projected_rows += len(rows)
         return changes
 
     @asynccontextmanager
     async def _transaction(
-        self, progress: Progress, to_position: int
+        self, progress: Progress, last: Row
     ) -> AsyncIterator[asyncpg.Connection[Any]]:
         async with self.store.connection() as connection, connection.transaction():
-            await self._move(connection, progress, to_position)
+            await self._move(connection, progress, last)
             yield connection
 
     async def _move(
-        self, connection: asyncpg.Connection[Any], progress: Progress, to_position: int
+        self, connection: asyncpg.Connection[Any], progress: Progress, last: Row
     ) -> None:
-        await move(connection, progress.lease, position=progress.position, to_position=to_position)
+        await move(connection, progress.lease, position=progress.position, last=last)
 
     async def _write(self, connection: asyncpg.Connection[Any], changes: list[Change]) -> None:
         try:

@@ -91,7 +91,7 @@ select eventlog.raise_epoch($1);
 
 -- name: load_snapshot
 -- The newest snapshot at or before a seq.
-select seq, fold_version, chunks, header, tail, checksum from eventlog.snapshots
+select seq, fold_version, chunks, first_seqs, header, tail, checksum from eventlog.snapshots
 where session_id = $1 and seq <= $2 and fold_version = $3
 order by seq desc limit 1;
 
@@ -108,11 +108,12 @@ set checksum = excluded.checksum, messages = excluded.messages;
 
 -- name: save_snapshot
 -- Keeps a snapshot.
-insert into eventlog.snapshots (session_id, seq, fold_version, chunks, header, tail, checksum)
-values ($1, $2, $3, $4, $5, $6, $7)
+insert into eventlog.snapshots
+  (session_id, seq, fold_version, chunks, first_seqs, header, tail, checksum)
+values ($1, $2, $3, $4, $5, $6, $7, $8)
 on conflict (session_id, seq) do update
-set fold_version = excluded.fold_version, chunks = excluded.chunks, header = excluded.header,
-    tail = excluded.tail, checksum = excluded.checksum;
+set fold_version = excluded.fold_version, chunks = excluded.chunks,
+    first_seqs = excluded.first_seqs, header = excluded.header, tail = excluded.tail, checksum = excluded.checksum;
 
 -- ================================================================================================
 -- Views, and the projectors that keep them; see migrations/0003_views.sql. Columns of session views
@@ -277,11 +278,20 @@ returning c.position;
 
 -- name: move_checkpoint
 -- First statement of a batch. No row: someone else has begun or gone on, so this batch must not be.
--- Its row lock makes batches, and whoever begins, wait for one another. The setting ends the
--- transaction of a worker that was stopped in the middle, so that its lock doesn't stay.
+-- Or its last row isn't in the log: it was read from a Redis that knows of a future which Postgres
+-- lost. (If the last row is the log's, those before it are.) The row lock makes batches, and whoever
+-- begins, wait for one another. The setting ends the transaction of a worker that was stopped in the
+-- middle, so that its lock doesn't stay.
 update eventlog.checkpoints set position = $4
 where projection = $1 and shard = $2 and position = $3 and epoch = $5
+  and exists (select from eventlog.events e
+              where e.shard = $2 and e.position = $4 and e.event_id = $6)
 returning set_config('idle_in_transaction_session_timeout', '5s', true);
+
+-- name: holds_checkpoint
+-- Whether a batch may still be written from here.
+select exists (select from eventlog.checkpoints
+               where projection = $1 and shard = $2 and position = $3 and epoch = $4);
 
 -- name: checkpoints
 -- Last position done in every shard; 0: nothing yet.

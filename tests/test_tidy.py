@@ -33,7 +33,7 @@ REDIS_IMPORTERS = {"eventlog/fanout.py", "eventlog/hub.py", "eventlog/redis_link
 OPENAI_IMPORTERS = {"workers/summariser.py", "workers/recorder.py"}
 ENVIRONMENT_READERS = {"eventlog/settings.py"}
 
-COMPOSITION_ROOT = {"cli", "up", "demo"}
+COMPOSITION_ROOT = {"__main__", "cli", "commands", "demo", "doctor", "up"}
 """Modules of `workers` that put the others together, and so may import them."""
 SHARED_BY_WORKERS = {"runtime"}
 """Modules of `workers` that every worker may import."""

@@ -17,7 +17,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
-import uvloop
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from eventlog.errors import (
@@ -53,41 +52,43 @@ app = App(
     version_flags=(),
     default_parameter=Parameter(negative=(), show_default=False),
 )
-_GROUPS: Final = {
+_COMMANDS: Final = {
     "Start": {
-        "demo": ("demo:demo", "A recorded conversation, live, with Redis flushed and stopped."),
-        "up": ("up:up", "Everything in one process, for development."),
-        "doctor": ("doctor:doctor", "Look whether all is as it should be."),
-        "version": ("commands.version:print_version", "Print versions."),
+        "demo": "demo:demo",
+        "up": "up:up",
+        "doctor": "doctor:doctor",
+        "version": "commands.version:print_version",
     },
     "Read": {
-        "sessions": ("commands.sessions:list_sessions", "List sessions, newest activity first."),
-        "show": ("commands.show:show", "Show a conversation, now or as it was."),
-        "tail": ("commands.tail:tail", "Follow a session live."),
-        "export": ("commands.transfer:export", "Write a session as JSON Lines."),
+        "sessions": "commands.sessions:list_sessions",
+        "show": "commands.show:show",
+        "tail": "commands.tail:tail",
+        "export": "commands.transfer:export",
     },
     "Write": {
-        "append": ("commands.append:append", "Append a message."),
-        "import": ("commands.transfer:import_files", "Import transcripts of coding agents."),
-        "fork": ("commands.change:fork", "Continue a session in a new one, from any point."),
-        "close": ("commands.change:close", "Let a session take no more events."),
-        "delete": ("commands.change:delete", "Take a session out of every list, for ever."),
+        "append": "commands.append:append",
+        "import": "commands.transfer:import_files",
+        "fork": "commands.change:fork",
+        "close": "commands.change:close",
+        "delete": "commands.change:delete",
     },
     "Serve": {
-        "migrate": ("commands.serve:migrate", "Install or upgrade the schema."),
-        "relay": ("commands.serve:relay", "Run a relay: Postgres to Redis."),
-        "project": ("commands.serve:project", "Run a projector: the views."),
+        "migrate": "commands.serve:migrate",
+        "relay": "commands.serve:relay",
+        "project": "commands.serve:project",
+        "reap": "commands.serve:reap",
+        "parked": "commands.serve:parked",
     },
 }
+"""For each group the commands, and the function under `workers` that is imported when called."""
 
 
 def _register() -> None:
-    for place, (title, commands) in enumerate(_GROUPS.items()):
+    for place, (title, commands) in enumerate(_COMMANDS.items()):
         group = Group(title, sort_key=place)
-        for number, (name, (where, help_text)) in enumerate(commands.items()):
-            app.command(
-                f"workers.{where}", name=name, help=help_text, group=group, sort_key=number
-            )
+        for number, (name, where) in enumerate(commands.items()):
+            app.command(f"workers.{where}", name=name, group=group, sort_key=number)
+    app["--help"].show = False  # the text above says it
 
 
 _register()
@@ -109,6 +110,9 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command; its exit code. Nothing but a bug of ours raises."""
     try:
+        if not arguments or arguments[0] in app.help_flags:
+            for name in app:
+                app[name]  # imports it: the list shows what it says of itself
         command, bound, _ = app.parse_args(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         return _complain(f"{error}\n{_hint(arguments)}", USAGE)
@@ -142,8 +146,16 @@ def _call(command: Callable[..., Any], bound: inspect.BoundArguments) -> int | N
     if not inspect.iscoroutinefunction(command):
         result: int | None = command(*bound.args, **bound.kwargs)
         return result
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(command(*bound.args, **bound.kwargs))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop
+    except ImportError:  # not everywhere
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
@@ -155,7 +167,7 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
 
 
 def _hint(arguments: Sequence[str]) -> str:
-    known = [name for commands in _GROUPS.values() for name in commands if name in arguments[:1]]
+    known = [name for commands in _COMMANDS.values() for name in commands if name in arguments[:1]]
     return f"See: {' '.join(['eventlog', *known, '--help'])}"
 
 
@@ -168,3 +180,7 @@ def _leave_pipe() -> int:
     """Python flushes stdout at its end, and would complain about the pipe once more."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return BROKEN_PIPE
+
+
+if __name__ == "__main__":
+    main()

@@ -107,18 +107,20 @@ class Projector:
         if surplus > 0:
             await self._release(random.sample(renewed.kept, surplus))
         elif surplus < 0:
-            for lease in await self._leases.take(-surplus):
-                self._start(lease)
+            self._start(await self._leases.take(-surplus))
 
-    def _start(self, lease: Lease) -> None:
-        _log.info("projector.lease_taken", shard=lease.shard, epoch=lease.epoch)
-        self._shards[lease.shard] = _ShardTask(lease, self._project)
+    def _start(self, leases: list[Lease]) -> None:
+        for lease in leases:
+            self._shards[lease.shard] = _ShardTask(lease, self._project)
+        if leases:
+            shards = sorted(lease.shard for lease in leases)
+            _log.info("projector.leases_taken", shards=shards, held=len(self._shards))
 
     async def _release(self, leases: list[Lease]) -> None:
         await self._stop(leases)
         await self._leases.release(leases)
         shards = sorted(lease.shard for lease in leases)
-        _log.info("projector.shards_released", shards=shards)
+        _log.info("projector.leases_released", shards=shards, held=len(self._shards))
 
     async def _stop(self, leases: list[Lease]) -> None:
         """End the tasks of these shards, each after the batch it is at."""

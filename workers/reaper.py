@@ -3,8 +3,8 @@
 A reply is open until its writer appends its end. A writer that was killed never will, so whoever
 looks at the session would wait for ever. The reaper finds messages that are open in the views and
 began long ago. Where nothing was stored for `reply_idle_seconds`, it appends the end, keeping what
-had arrived. A writer that was only slow learns of it at its next write (`MessageFenced`). Any number
-of reapers may run: a message ends once.
+had arrived. A writer that was only slow learns of it at its next write (`MessageFenced`). Any
+number of reapers may run: a message ends once.
 """
 
 from __future__ import annotations

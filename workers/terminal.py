@@ -76,3 +76,8 @@ def make_console(*, stderr: bool = False) -> Console:
     piped = not stream.isatty()
     columns = shutil.get_terminal_size((PIPED_COLUMNS, 24)).columns if piped else None
     return Console(stderr=stderr, width=columns, markup=False, highlight=False, emoji=False)
+
+
+def print_line(text: str) -> None:
+    """A line on stdout that is never wrapped, for what programs read."""
+    sys.stdout.write(f"{text}\n")

@@ -9,7 +9,8 @@ create table eventlog.snapshots (
   session_id uuid not null,
   seq bigint not null,
   fold_version int not null,
-  chunks bigint[] not null,
+  chunks bigint[] not null,       -- keys
+  first_seqs bigint[] not null,   -- seq of the first message in each
   header bytea not null,
   tail bytea not null,
   checksum int not null,

@@ -30,12 +30,20 @@ MEMORY_BYTES_MIN = 1024**3
 @pytest.fixture
 def tmp_path(tmp_path: Path) -> Iterator[Path]:
     """In memory where there is room: these tests are about processes, not about a busy disk."""
-    memory = Path("/dev/shm")
-    if not memory.exists() or shutil.disk_usage(memory).free < MEMORY_BYTES_MIN:
+    memory = memory_folder()
+    if memory is None:
         yield tmp_path
         return
     with tempfile.TemporaryDirectory(prefix="eventlog-test-", dir=memory) as folder:
         yield Path(folder)
+
+
+def memory_folder() -> Path | None:
+    """A file system in memory that is large enough."""
+    memory = Path("/dev/shm")
+    if memory.exists() and shutil.disk_usage(memory).free > MEMORY_BYTES_MIN:
+        return memory
+    return None
 
 
 @pytest.fixture
@@ -70,10 +78,9 @@ def end_supervisor(data: Path) -> None:
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
     """A folder that other users can walk to (pytest's own can't be)."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory(prefix="eventlog-test-", dir=memory_folder()) as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
 
 
 @pytest.fixture

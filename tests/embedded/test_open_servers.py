@@ -153,14 +153,19 @@ async def test_one_supervisor_runs_when_many_start_at_once(
 ) -> None:
     """Commands that race for a new folder end up on the same servers."""
 
-    async def once() -> tuple[str, str | None]:
+    all_in = asyncio.Event()
+
+    async def use() -> tuple[str, str | None]:
         async with open_servers(Settings(data=new_data)) as servers:
             await query(servers, "select 1")
+            await all_in.wait()
             return servers.postgres_url, servers.redis_url
 
     clients = [start_client(new_data) for _ in range(3)]
-    found = await asyncio.gather(*(once() for _ in range(3)))
+    users = [asyncio.create_task(use()) for _ in range(3)]
     others = [await asyncio.to_thread(client.servers) for client in clients]
+    all_in.set()
+    found = await asyncio.gather(*users)
 
     assert len({*found, *((other["postgres_url"], other["redis_url"]) for other in others)}) == 1
     assert (new_data / "supervisor.log").read_text().count("Postgres up") == 1

@@ -11,7 +11,7 @@ from eventlog import ANY, MessageAdded
 from eventlog.errors import InvalidRequest
 from workers.commands.arguments import AsJson, SessionName
 from workers.commands.opening import open_log
-from workers.terminal import make_console, safe_json, safe_line
+from workers.terminal import make_console, print_line, safe_json, safe_line
 
 
 async def append(
@@ -28,7 +28,9 @@ async def append(
     event_id: str | None = None,
     as_json: AsJson = False,
 ) -> int:
-    """Append a message to a session. When this returns, it is committed and flushed.
+    """Append a message to a session.
+
+    When this returns, it is committed and flushed, and subscribers have it or are about to.
 
         eventlog append chat-42 'What is the capital of France?'
         eventlog append chat-42 --create --user ada 'Hello'
@@ -68,7 +70,7 @@ async def append(
             event_id=event_id,
         )
     if as_json:
-        print(safe_json(done))
+        print_line(safe_json(done))
         return 0
     said = "was stored before, as" if done.duplicate else "stored as"
     make_console().print(f"{said} seq {done.last_seq} of {safe_line(session)}", soft_wrap=True)

@@ -24,7 +24,7 @@ async def fork(
     key: Annotated[str | None, Parameter(help="Your name for the new session.")] = None,
     title: Annotated[str | None, Parameter(help="Its title; else that of its parent.")] = None,
 ) -> int:
-    """Continue a session in a new one, from now or from any point of its past.
+    """Continue a session in a new one, from any point.
 
     Nothing is copied, and the session itself goes on as it was.
 
@@ -43,7 +43,9 @@ async def fork(
 
 
 async def close(session: SessionName, /, *, reason: Reason = None) -> int:
-    """Let a session take no more events. It can still be read, exported and forked.
+    """Let a session take no more events.
+
+    It can still be read, exported and forked. Whoever follows it comes to its end.
 
         eventlog close chat-42 --reason solved
     """
@@ -61,9 +63,9 @@ async def delete(
     yes: Annotated[bool, Parameter(help="Don't ask.")] = False,
     reason: Reason = None,
 ) -> int:
-    """Take a session out of every list, for ever. Its key can't be used again.
+    """Take a session out of every list, for ever.
 
-    The log keeps what was stored: this appends a tombstone.
+    Its key can't be used again. The log keeps what was stored: this appends a tombstone.
 
         eventlog delete chat-42 --yes
     """

@@ -18,7 +18,7 @@ from workers.commands import look
 from workers.commands.arguments import AsJson
 from workers.commands.opening import open_log, waiting
 from workers.projector import lag, run_projector
-from workers.terminal import make_console, safe_json, safe_line
+from workers.terminal import make_console, print_line, safe_json, safe_line
 
 CATCH_UP_SECONDS_MAX: Final = 30.0
 """How long a list on embedded servers waits for its own projector; then it says it is behind."""
@@ -77,7 +77,7 @@ async def list_sessions(
 
 async def _catch_up(log: EventLog) -> int:
     """Events that the view lacks, after a projector of our own ran if the servers are embedded."""
-    behind = await lag(log)
+    behind = await rows_behind(log)
     if not behind or log.servers is None or not log.servers.postgres_embedded:
         return behind
     stop = asyncio.Event()
@@ -86,7 +86,7 @@ async def _catch_up(log: EventLog) -> int:
             group.create_task(run_projector(log, stop))
             try:
                 async with asyncio.timeout(CATCH_UP_SECONDS_MAX):
-                    while behind := await lag(log):
+                    while behind := await rows_behind(log):
                         await asyncio.sleep(CATCH_UP_POLL_SECONDS)
             except TimeoutError:
                 pass  # what is missing is said below
@@ -95,9 +95,14 @@ async def _catch_up(log: EventLog) -> int:
     return behind
 
 
+async def rows_behind(log: EventLog) -> int:
+    """Rows of the log that the views don't show yet, all shards together."""
+    return sum((await lag(log)).values())
+
+
 def print_json(page: SessionPage) -> None:
     """The page as JSON: its sessions, and the cursor for the next."""
-    print(safe_json({"sessions": page.items, "cursor": page.cursor}))
+    print_line(safe_json({"sessions": page.items, "cursor": page.cursor}))
 
 
 def print_table(console: Console, page: SessionPage) -> None:

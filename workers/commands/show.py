@@ -15,7 +15,7 @@ from workers.commands import look
 from workers.commands.arguments import AsJson, At, SessionName, parse_at
 from workers.commands.conversation import print_context, print_conversation
 from workers.commands.opening import open_log
-from workers.terminal import make_console, safe_json, safe_line
+from workers.terminal import make_console, print_line, safe_json, safe_line
 
 
 async def show(
@@ -43,7 +43,7 @@ async def show(
         state = await handle.replay(point)
         head = await handle.head()
     if as_json:
-        print(safe_json(state.context() if context else state_as_dict(state)))
+        print_line(safe_json(state.context() if context else state_as_dict(state)))
         return 0
     console = make_console()
     if not state.seq:

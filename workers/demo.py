@@ -1,0 +1,4 @@
+"""x"""
+async def demo() -> int:
+    """Xx."""
+    return 0

@@ -1,0 +1,4 @@
+"""x"""
+async def doctor() -> int:
+    """Xx."""
+    return 0
