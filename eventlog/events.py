@@ -496,8 +496,8 @@ def encode_event(event: StoredEvent, *, bytes_max: int) -> bytes:
 
 
 def encode_frame(frame: TokensAppended) -> bytes:
-    """The bytes of a frame that `reply` built: its texts were checked one by one."""
-    return _encoder.encode(frame)
+    """The bytes of a frame that `reply` built, of any size. Raises `InvalidEvent`."""
+    return encode_event(frame, bytes_max=INTEGER_MAX)
 
 
 def decode_event(data: bytes) -> StoredEvent | Unrecognized:
@@ -518,14 +518,16 @@ def _tag_of_bytes(data: bytes) -> str:
         return ""
 
 
-def check_text(text: str) -> None:
-    """Raise `InvalidEvent` for a text that has no UTF-8 form (a lone surrogate)."""
+def check_text(text: str) -> int:
+    """How many bytes a text has as JSON. Raises `InvalidEvent` for one without a UTF-8 form."""
     try:
-        text.encode()
+        return len(_encoder.encode(text)) - 2
     except UnicodeEncodeError as error:
         raise InvalidEvent(
             f"text has a lone surrogate at index {error.start}; join split pairs before writing"
         ) from None
+    except TypeError:
+        raise InvalidEvent(f"text must be a str, not {type(text).__name__}") from None
 
 
 _Place = str | tuple["_Place", str | int]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from importlib.resources import files
 from typing import Final
 
@@ -78,8 +79,16 @@ class Run:
 class FanOut:
     """Publishes and repairs the feeds of one log, over one connection of its own."""
 
-    def __init__(self, store: Store, redis_url: str, *, feed_rows_max: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        redis_url: str,
+        *,
+        feed_rows_max: int,
+        on_new_epoch: Callable[[], None],
+    ) -> None:
         self._store = store
+        self._on_new_epoch = on_new_epoch
         self._link = RedisLink(redis_url)
         self._feed_rows_max = feed_rows_max
         self._runs: dict[int, list[Run]] = {}
@@ -91,6 +100,7 @@ class FanOut:
         self._idle.set()
         self._script = ""
         self._identity: Identity | None = None
+        self._seen_identity: Identity | None = None
         self._identity_until = 0.0
         self.healthy = True
         """Whether the last call to Redis worked."""
@@ -111,12 +121,21 @@ class FanOut:
         now = asyncio.get_running_loop().time()
         if self._identity is None or now > self._identity_until:
             try:
-                self._identity = await self._store.identity()
+                await self._identify()
             except Unavailable:
                 if self._identity is None:
                     raise
             self._identity_until = now + IDENTITY_SECONDS
+        assert self._identity is not None
         return Keys.of(self._identity)
+
+    async def _identify(self) -> Identity:
+        """Ask which log this is. At another epoch, nothing that was remembered counts."""
+        identity = await self._store.identity()
+        if self._seen_identity not in (None, identity):
+            self._on_new_epoch()
+        self._identity = self._seen_identity = identity
+        return identity
 
     # --- publishing what was just committed ---
 
@@ -126,6 +145,7 @@ class FanOut:
         if self._waiting_bytes + size > OFFERED_BYTES_MAX:
             self._drop_all()
             self._dirty.add(shard)
+            self._wake.set()
             return
         self._waiting_bytes += size
         runs = self._runs.setdefault(shard, [])
@@ -261,8 +281,7 @@ class FanOut:
         Also notices that the log itself has lost its end (a restored backup, a failover): then a
         feed is ahead of Postgres, and the epoch is raised. Returns the number of rows repaired.
         """
-        identity = await self._store.identity()
-        self._identity = identity
+        identity = await self._identify()
         keys = Keys.of(identity)
         shards = range(identity.shards)
         ends = await self._link.call_many(

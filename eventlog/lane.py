@@ -84,7 +84,7 @@ class Lane:
         command.future = loop.create_future()
         command.deadline = loop.time() + self._timeout_seconds
         if self.closing:
-            command.future.set_exception(Unavailable("this EventLog is closed; open another"))
+            _fail(command, Unavailable("this EventLog is closed; open another"))
             return command.future
         self._pending.append(command)
         self.queued_bytes += command.byte_count
@@ -225,6 +225,7 @@ class Lane:
                 refused.append((command, answer))
                 continue
             self._learn(command, answer)
+            command.settled = True
             if not command.future.done():
                 command.future.set_result(answer)
         metrics.commits += 1
@@ -299,7 +300,9 @@ class Lane:
                 continue
             if isinstance(found, EventIdReused):
                 _fail(command, found)
-            elif not command.future.done():
+                return
+            command.settled = True
+            if not command.future.done():
                 metrics.duplicates += 1
                 command.future.set_result(found)
             return
@@ -356,5 +359,6 @@ def _stored_as(drafts: list[Draft], first: Row, found: dict[UUID, Row]) -> bool:
 
 
 def _fail(command: Command, error: BaseException) -> None:
+    command.settled = True
     if not command.future.done():
         command.future.set_exception(error)

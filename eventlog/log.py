@@ -66,9 +66,15 @@ class EventLog:
         self.settings = settings
         self.store = store
         self.servers = servers
-        self.fanout = (
-            FanOut(store, redis_url, feed_rows_max=settings.feed_rows_max) if redis_url else None
-        )
+        self.replayer = Replayer(store)
+        self.fanout: FanOut | None = None
+        if redis_url:
+            self.fanout = FanOut(
+                store,
+                redis_url,
+                feed_rows_max=settings.feed_rows_max,
+                on_new_epoch=self.replayer.forget,
+            )
         self.batcher = Batcher(
             store,
             lanes=settings.lanes,
@@ -76,7 +82,6 @@ class EventLog:
             on_commit=self._committed,
         )
         self.hub = Hub(store, self.fanout, redis_url)
-        self.replayer = Replayer(store)
         cache = None
         if self.fanout is not None and redis_url is not None:
             ttl_seconds = settings.cache_ttl_seconds
@@ -130,7 +135,7 @@ class EventLog:
     async def in_memory(
         *, settings: Settings | None = None, store: MemoryStore | None = None
     ) -> AsyncIterator[EventLog]:
-        """A log that lives as long as this block, for tests and examples: same promises, no disk."""
+        """A log that lives as long as this block, for tests and examples; promises the same."""
         chosen = settings or Settings()
         log = EventLog(
             store or MemoryStore(shards=chosen.shards, tenant_id=chosen.tenant_id),

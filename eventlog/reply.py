@@ -17,11 +17,17 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, get_args
 from uuid import UUID
 
 from eventlog.envelope import FRAME, Draft, closing_id_of, new_id
-from eventlog.errors import EventIdReused, EventLogError, InvalidRequest, MessageFenced
+from eventlog.errors import (
+    EventIdReused,
+    EventLogError,
+    InvalidEvent,
+    InvalidRequest,
+    MessageFenced,
+)
 from eventlog.events import (
     TYPE_CODES,
     Channel,
@@ -36,7 +42,7 @@ from eventlog.events import (
     check_text,
     encode_frame,
 )
-from eventlog.store import Command
+from eventlog.store import Answer, Command
 from eventlog.telemetry import get_logger
 
 if TYPE_CHECKING:
@@ -45,10 +51,12 @@ if TYPE_CHECKING:
 FRAME_INCREMENTS: Final = 32
 """Increments in a frame at most."""
 FRAME_BYTES: Final = 8 * 1024
-"""UTF-8 bytes of text after which a frame leaves; a single longer increment goes alone."""
+"""Bytes of text, as JSON, after which a frame leaves; a single longer increment goes alone."""
 UNACKED_INCREMENTS_MAX: Final = 4_096
 """Increments that are not acknowledged yet; beyond this `write` waits."""
 UNACKED_BYTES_MAX: Final = 1024 * 1024
+ENDING_BYTES: Final = 8 * 1024
+"""What the end of a message needs beside the text; the text may have what an event has but this."""
 _FRAME_TYPE: Final = TYPE_CODES["tokens.appended"]
 
 log = get_logger()
@@ -68,6 +76,7 @@ class Reply:
         name: str | None,
         metadata: dict[str, Any],
         flush_seconds: float,
+        bytes_max: int,
     ) -> None:
         self.message_id = message_id
         self.last_seq = 0
@@ -85,6 +94,7 @@ class Reply:
         self._reasoning: list[str] = []
         self._arguments: dict[str, list[str]] = {}
         self._end: dict[str, Any] = {}
+        self._bytes_left = max(bytes_max - ENDING_BYTES, bytes_max // 2)
         # The frame that gathers now:
         self._frame: list[str] = []
         self._frame_ms: list[int] = []
@@ -109,20 +119,24 @@ class Reply:
         """Add a token increment. Waits only while too much is unacknowledged.
 
         Raises `MessageFenced` when another writer closed the message, `InvalidEvent` for text that
-        has no UTF-8 form, and whatever ended an earlier frame (`Unavailable`, `OutcomeUnknown`).
+        has no UTF-8 form and for a message that gets too long, and whatever ended an earlier frame
+        (`Unavailable`, `OutcomeUnknown`).
         """
         if self._error is not None or self.status != "open":
             self._raise()
-        if not text:
+        size = check_text(text)
+        if not size:
             return
-        if text.isascii():
-            size = len(text)
-        else:
-            check_text(text)
-            size = len(text.encode())
         key = (channel, tool_call_id)
-        if self._frame and key != self._frame_key:
+        if key != self._frame_key:
+            _check_place(channel, tool_call_id)
             self.flush()
+        self._bytes_left -= size
+        if self._bytes_left < 0:
+            raise InvalidEvent(
+                f"message {self.message_id!r} would be longer than one event may be "
+                "(EVENTLOG_EVENT_BYTES_MAX); end it and start another"
+            )
         if channel == "text":
             self._texts.append(text)
         elif channel == "reasoning":
@@ -227,8 +241,9 @@ class Reply:
         else:
             answer = done.result()
             self.last_seq = getattr(answer, "seq", 0) or answer.before_seq + count
-        if self._waiter is not None and not self._waiter.done():
+        if self._waiter is not None:
             self._waiter.set_result(None)
+            self._waiter = None
         if self._due and not self._in_flight:
             self.flush()
 
@@ -250,11 +265,10 @@ class Reply:
             self._raise()
 
     async def _acknowledgement(self) -> None:
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        """Wait for the next one; several tasks may, so none of them may cancel it."""
+        if self._waiter is None:
+            self._waiter = self._loop.create_future()
+        await asyncio.shield(self._waiter)
 
     def _raise(self) -> None:
         if isinstance(self._error, MessageFenced):
@@ -268,9 +282,17 @@ class Reply:
     # --- beginning and end ---
 
     async def __aenter__(self) -> Self:
-        started = await self._session.append_drafts(
-            [self._session.draft(self._started, opening_id_of(self._session.id, self.message_id))]
-        )
+        session = self._session
+        command = Command(session.id, session.shard, [session.draft(self._started)])
+        session.flush_replies()
+        try:
+            started = await session.settle(command)
+        except asyncio.CancelledError:
+            if _was_stored(command):
+                session.keep(asyncio.ensure_future(self._interrupt("cancelled")))
+            raise
+        if started.duplicate and not command.sent:  # not our own retry: a rival, just like us
+            raise EventIdReused(session.id, started.event_id)
         self.last_seq = started.last_seq
         self.status = "open"
         self._last_write = self._loop.time()
@@ -279,32 +301,33 @@ class Reply:
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None:
-            await self._complete()
-            return
+            try:
+                await self._complete()
+            except BaseException as failure:  # whatever it is, the message must not stay open
+                await self._end_early(failure)
+                raise
+        else:
+            await self._end_early(error)
+
+    async def _complete(self) -> None:
+        await self.drain()
+        end = dict(self._end)
+        usage = end.get("usage")
+        if "token_count" not in end and usage is not None:
+            end["token_count"] = usage.output_tokens
+        end.setdefault("content", "".join(self._texts))
+        end.setdefault("tool_calls", self._tool_calls())
+        await self._close(
+            MessageCompleted(message_id=self.message_id, reasoning="".join(self._reasoning), **end),
+            "complete",
+        )
+
+    async def _end_early(self, error: BaseException) -> None:
         ending = asyncio.ensure_future(self._interrupt(_reason_of(error)))
         self._session.keep(ending)
         # A cancelled task may be cancelled again while it waits; the append goes on all the same,
         # and closing the log waits for it.
         await asyncio.shield(ending)
-
-    async def _complete(self) -> None:
-        try:
-            await self.drain()
-            end = dict(self._end)
-            usage = end.get("usage")
-            if "token_count" not in end and usage is not None:
-                end["token_count"] = usage.output_tokens
-            end.setdefault("content", "".join(self._texts))
-            end.setdefault("tool_calls", self._tool_calls())
-            await self._close(
-                MessageCompleted(
-                    message_id=self.message_id, reasoning="".join(self._reasoning), **end
-                ),
-                "complete",
-            )
-        except asyncio.CancelledError:
-            self._session.keep(asyncio.ensure_future(self._interrupt("cancelled")))
-            raise
 
     async def _interrupt(self, reason: str) -> None:
         """Keep what was seen. Never raises for a log that can't take it: it is on its way out."""
@@ -338,7 +361,8 @@ class Reply:
             )
         except EventIdReused:
             self.status = "fenced"
-            raise MessageFenced(self._session.id, self.message_id) from None
+            self._error = MessageFenced(self._session.id, self.message_id)
+            raise self._error from None
         self.last_seq = done.last_seq
         self.status = status
 
@@ -354,7 +378,26 @@ def opening_id_of(session_id: UUID, message_id: str) -> UUID:
     return uuid.uuid5(session_id, f"open:{message_id}")
 
 
+def _was_stored(command: Command) -> bool:
+    """Whether a command whose caller was cancelled has been appended, as far as is known."""
+    future = getattr(command, "future", None)
+    if future is None or not future.done() or future.cancelled() or future.exception():
+        return False
+    return isinstance(future.result(), Answer)
+
+
+def _check_place(channel: object, tool_call_id: object) -> None:
+    """Refuse what would be stored and then could not be read."""
+    if channel not in get_args(Channel):
+        raise InvalidEvent(f"channel {channel!a:.80} is none of {', '.join(get_args(Channel))}")
+    if tool_call_id is not None:
+        if type(tool_call_id) is not str:
+            raise InvalidEvent(f"tool_call_id must be a str, not {type(tool_call_id).__name__}")
+        check_text(tool_call_id)
+
+
 def _reason_of(error: BaseException) -> str:
     if isinstance(error, asyncio.CancelledError):
         return "cancelled"
-    return f"{type(error).__name__}: {error}"[:500]
+    reason = f"{type(error).__name__}: {error}"[:500]
+    return reason.encode("utf-8", "backslashreplace").decode()

@@ -132,9 +132,7 @@ class Session:
                 raise InvalidRequest(f"expected_seq {expected_seq} is out of range")
             expected = expected_seq
         check_batch(drafts, bytes_max=max(BATCH_BYTES_MAX, self._log.settings.event_bytes_max))
-        if self.id in self._log.open_replies:
-            for reply in tuple(self._log.open_replies[self.id]):
-                reply.flush()
+        self.flush_replies()
         return await self.settle(
             Command(self.id, self.shard, drafts, expected=expected, message_id=message_id)
         )
@@ -152,7 +150,7 @@ class Session:
         try:
             answer = await future
         except asyncio.CancelledError:
-            if not batcher.withdraw(command) and future.cancelled():
+            if not batcher.withdraw(command) and future.cancelled() and not command.settled:
                 # It is on its way: what becomes of it must be known before the caller goes on.
                 command.future = asyncio.get_running_loop().create_future()
                 await asyncio.wait([command.future])
@@ -178,6 +176,12 @@ class Session:
             event_id=first.event_id,
             recorded_at=datetime.fromtimestamp(answer.recorded_us / 1_000_000, UTC),
         )
+
+    def flush_replies(self) -> None:
+        """Send what replies into this session have gathered: it comes before what comes now."""
+        if self.id in self._log.open_replies:
+            for reply in tuple(self._log.open_replies[self.id]):
+                reply.flush()
 
     def add_reply(self, reply: Reply) -> None:
         """From now on other events of the session push the reply's increments ahead of them."""
@@ -226,6 +230,7 @@ class Session:
             name=name,
             metadata=metadata or {},
             flush_seconds=flush_seconds,
+            bytes_max=self._log.settings.event_bytes_max,
         )
 
     async def interrupt(

@@ -166,8 +166,7 @@ class SessionState(SessionHeader, kw_only=True):
             inside = sorted({seq for seq in standing.kept if cleared < seq <= standing.to_seq})
             kept = (self.entries.at_seq(seq) for seq in inside)
             chosen.extend(each for each in kept if each is not None)
-            cleared = max(cleared, standing.to_seq)
-        start = self.entries.index_after(cleared)
+        start = self.entries.index_after(standing.to_seq if standing else cleared)
         chosen.extend(self.entries.iterate_from(start))
         return [each for each in chosen if not each.retracted_seq and each.status != "open"]
 

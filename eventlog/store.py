@@ -91,6 +91,7 @@ class Command:
         "seen",
         "seen_seq",
         "sent",
+        "settled",
         "session_id",
         "shard",
         "span",
@@ -143,6 +144,8 @@ class Command:
         """The session's last seq when the shard was like that; 0: not known."""
         self.retry_after = 0
         """If it was sent and stored, its rows are behind this seq."""
+        self.settled = False
+        """Its outcome is known, whether or not anyone waits for it."""
         self.deadline = 0.0
         self.future: asyncio.Future[Answer | Row]
 

@@ -38,7 +38,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names = metafunc.fixturenames
     if "postgres_server" in names and "redis_url" in names:
         both: list[tuple[str | None, str | None]] = [*pairs()]
-        ids = [postgres if "backend" in names else f"{postgres}-{redis}" for postgres, redis in pairs()]
+        ids = [
+            postgres if "backend" in names else f"{postgres}-{redis}" for postgres, redis in pairs()
+        ]
         if "any_log" in names:
             both.insert(0, (None, None))
             ids.insert(0, "memory")

@@ -147,7 +147,8 @@ def _call(command: Callable[..., Any], bound: inspect.BoundArguments) -> int | N
         result: int | None = command(*bound.args, **bound.kwargs)
         return result
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(command(*bound.args, **bound.kwargs))
+        code: int | None = runner.run(command(*bound.args, **bound.kwargs))
+        return code
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

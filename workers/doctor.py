@@ -1,4 +1,6 @@
 """x"""
+
+
 async def doctor() -> int:
     """Xx."""
     return 0

@@ -50,9 +50,14 @@ def safe(text: str) -> str:
 def safe_line(text: str, columns: int | None = None) -> str:
     """The same as one line for titles, keys and table cells, cut to at most so many columns."""
     line = " ".join(safe(text).split())
-    if columns is not None and cell_len(line) > columns:
-        return set_cell_size(line, max(0, columns - 1)).rstrip() + "…"
-    return line
+    return line if columns is None else clip(line, columns)
+
+
+def clip(line: str, columns: int) -> str:
+    """One line of safe text, cut to a width."""
+    if cell_len(line) <= columns:
+        return line
+    return set_cell_size(line, max(0, columns - 1)).rstrip() + "…"
 
 
 def safe_json(value: Any) -> str:

@@ -41,7 +41,8 @@ NEEDS_REDIS: Final = {"relay"}
 async def up() -> int:
     """Run everything in one process, for development.
 
-    That is: servers, migrations, relay, projector and reaper. Without settings the servers are embedded, in a data folder that is kept. Ctrl-C stops all.
+    That is: servers, migrations, relay, projector and reaper. Without settings
+    the servers are embedded, in a data folder that is kept. Ctrl-C stops all.
 
         eventlog up
         EVENTLOG_DATA=./data eventlog up

@@ -123,6 +123,18 @@ def test_frame_when_encoded_by_reply_is_what_the_codec_writes(frame: TokensAppen
     assert encode_frame(frame) == encode(frame)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("channel", "voice"), ("tool_call_id", LONE), ("tool_call_id", 5), ("message_id", None)],
+)
+def test_frame_when_it_would_not_read_back_is_refused(field: str, value: Any) -> None:
+    """A frame that no reader could decode would park its session for good."""
+    fields = {"message_id": "m", "texts": ["a"], "ms": [0], field: value}
+
+    with pytest.raises(InvalidEvent, match=field):
+        encode_frame(of(TokensAppended, **fields))
+
+
 @given(json_values(20))
 def test_free_form_when_it_is_json_survives_in_every_field(value: Any) -> None:
     """Whatever is JSON goes into `native`, `context`, `value`, `data` and metadata unchanged."""

@@ -1,4 +1,4 @@
-"""`eventlog fork`, `close` and `delete`: all of them append, none of them changes what is stored."""
+"""`eventlog fork`, `close` and `delete`: all append, none changes what is stored."""
 
 from __future__ import annotations
 

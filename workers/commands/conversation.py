@@ -71,15 +71,12 @@ def print_compaction(console: Console, compaction: Compaction, *, full: bool = F
     title = f"compaction #{compaction.seq}: events {compaction.from_seq} to {compaction.to_seq}"
     if compaction.to_seq < compaction.from_seq:
         title = f"compaction #{compaction.seq}: of what came before the first event"
-    sizes = [
-        f"{count:,} tokens {when}"
-        for count, when in ((compaction.tokens_before, "before"), (compaction.tokens_after, "after"))
-        if count is not None
-    ]
+    sizes = {"before": compaction.tokens_before, "after": compaction.tokens_after}
+    facts = [f"{count:,} tokens {when}" for when, count in sizes.items() if count is not None]
     if compaction.reverted_seq:
-        sizes.append(f"taken back at #{compaction.reverted_seq}")
+        facts.append(f"taken back at #{compaction.reverted_seq}")
     console.print()
-    console.print(look.divider(", ".join([title, *sizes])))
+    console.print(look.divider(", ".join([title, *facts])))
     lines = WHOLE if full else SUMMARY_LINES
     look.print_wrapped(console, compaction.summary, look.QUIET, lines=lines)
 

@@ -1,9 +1,9 @@
 """Text that arrives in pieces, shown as it arrives.
 
 `Flow` indents it, wraps it at words and cuts it after some lines; `CutLine` shows what fits on one
-line. A piece is shown at once, also when its last word goes on in the next piece. When that word turns
-out too long for its line, it is taken back and written on the next. Where there is no terminal
-nothing is wrapped: in a file lines are as long as they are.
+line. A piece is shown at once, also when its last word goes on in the next piece. When that word
+turns out too long for its line, it is taken back and written on the next. Where there is no
+terminal nothing is wrapped: in a file lines are as long as they are.
 """
 
 from __future__ import annotations

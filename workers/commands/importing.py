@@ -44,7 +44,7 @@ async def import_transcript(
     user_id: str | None,
     progress: Callable[[int], object],
 ) -> Outcome:
-    """Append what the session doesn't have yet. Raises `InvalidRequest` if it holds other events."""
+    """Append what the session lacks. Raises `InvalidRequest` if it holds other events, too."""
     name = key or transcript.key
     session = await log.create_session(
         key=name,

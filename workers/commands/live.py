@@ -59,9 +59,7 @@ class LiveView:
                 self._console.print(Text(f"  ⨯ interrupted: {why}", look.WRONG))
             case ev.CompactionCompleted() as event:
                 self.note(f"compaction: events {event.from_seq} to {event.to_seq} are summarised")
-                look.print_wrapped(
-                    self._console, event.summary, look.QUIET, lines=SUMMARY_LINES
-                )
+                look.print_wrapped(self._console, event.summary, look.QUIET, lines=SUMMARY_LINES)
             case event:
                 if not self._brief:
                     self._other(recorded, event)
@@ -148,10 +146,10 @@ class LiveView:
     def _called(self, calls: list[ev.ToolCall]) -> None:
         for call in calls:
             self._calls[call.id] = call.name
-            if call.id in self._streamed:
-                self._streamed.discard(call.id)
-                call = ev.ToolCall(id=call.id, name=call.name)
-            self._console.print(look.call_line(call, self._console.width), soft_wrap=True)
+            arguments = "" if call.id in self._streamed else call.arguments
+            self._streamed.discard(call.id)
+            shown = ev.ToolCall(id=call.id, name=call.name, arguments=arguments)
+            self._console.print(look.call_line(shown, self._console.width), soft_wrap=True)
 
     def _other(self, recorded: RecordedEvent, event: ev.Event) -> None:
         """An event that is no message, as one line."""

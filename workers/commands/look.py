@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from eventlog.events import Content, ToolCall
-from workers.terminal import safe, safe_json, safe_line
+from workers.terminal import clip, safe, safe_json, safe_line
 
 INDENT: Final = 2
 ROLE_STYLES: Final = {
@@ -67,7 +67,7 @@ def print_cut(
         lead = " " * INDENT + (mark if number == 0 else " " * len(mark))
         shown = safe(row[: 4 * columns]).expandtabs(4)
         line = Text(lead, style)
-        line.append(cut(shown, columns))
+        line.append(clip(shown, columns))
         console.print(line, soft_wrap=True)
     if len(rows) > lines:
         more = f"{' ' * INDENT}… {plural(len(rows) - lines, 'more line')}"
@@ -84,12 +84,6 @@ def print_wrapped(console: Console, text: str, style: str, *, lines: int) -> Non
         console.print(Text(" " * INDENT).append_text(row), soft_wrap=True)
     if len(rows) > lines or len(text) > lines * columns * 2:
         console.print(Text(" " * INDENT + "…", style))
-
-
-def cut(line: str, columns: int) -> str:
-    """One line of safe text, cut to a width, its leading blanks kept."""
-    blanks = line[: len(line) - len(line.lstrip())]
-    return blanks[:columns] + safe_line(line, max(1, columns - len(blanks)))
 
 
 def plain_text(content: Content) -> str:

@@ -30,8 +30,9 @@ async def migrate(
 ) -> int:
     """Install the schema, or bring it up to date.
 
-    Safe to repeat, and for several at once. Uses EVENTLOG_POSTGRES_ADMIN_URL, the login that shall own the objects, or else
-    EVENTLOG_POSTGRES_URL, or else the embedded server.
+    Safe to repeat, and for several at once. Uses EVENTLOG_POSTGRES_ADMIN_URL,
+    the login that shall own the objects, or else EVENTLOG_POSTGRES_URL, or
+    else the embedded server.
 
         eventlog migrate --check
         EVENTLOG_POSTGRES_ADMIN_URL=postgresql://owner@db/eventlog eventlog migrate
@@ -69,7 +70,8 @@ async def open_postgres(settings: Settings) -> AsyncIterator[str]:
 async def relay() -> int:
     """Run a relay: it copies what Redis lacks from Postgres.
 
-    Runs until Ctrl-C or SIGTERM, through outages. Any number of relays may run; they repair the same feeds without harm.
+    Runs until Ctrl-C or SIGTERM, through outages. Any number of relays may
+    run: they repair the same feeds without harm.
     """
     return await _serve(run_relay)
 
@@ -79,7 +81,8 @@ async def project(
 ) -> int:
     """Run a projector: it keeps the views of sessions and messages.
 
-    Runs until Ctrl-C or SIGTERM, through outages. Several projectors share the shards, and take over from one that died.
+    Runs until Ctrl-C or SIGTERM, through outages. Several projectors share
+    the shards, and take over from one that died.
     """
     return await _serve(lambda log, stop: run_projector(log, stop, name=name))
 
@@ -87,7 +90,8 @@ async def project(
 async def reap() -> int:
     """Run a reaper: it ends replies whose writers died.
 
-    Runs until Ctrl-C or SIGTERM, through outages. A reply counts as abandoned after EVENTLOG_REPLY_IDLE_SECONDS (300) of silence.
+    Runs until Ctrl-C or SIGTERM, through outages. A reply counts as abandoned
+    after EVENTLOG_REPLY_IDLE_SECONDS (300) of silence.
     """
     return await _serve(run_reaper)
 
@@ -109,7 +113,8 @@ async def parked(
 ) -> int:
     """List the sessions that a projector set aside.
 
-    Their events could not be projected. The log is whole; only the views of these sessions stand still. Exit code 1 if there are any.
+    Their events could not be projected. The log is whole; only the views of
+    these sessions stand still. Exit code 1 if there are any.
 
         eventlog parked
         eventlog parked --retry chat-42         once the cause is gone

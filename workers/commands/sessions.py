@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
-from cyclopts import Parameter
-from rich.box import SIMPLE_HEAD
+import msgspec
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,12 +19,14 @@ from workers.commands import look
 from workers.commands.arguments import AsJson
 from workers.commands.opening import open_log, waiting
 from workers.projector import lag, run_projector
-from workers.terminal import make_console, print_line, safe_json, safe_line
+from workers.terminal import clip, make_console, print_line, safe_json, safe_line
 
 CATCH_UP_SECONDS_MAX: Final = 30.0
 """How long a list on embedded servers waits for its own projector; then it says it is behind."""
 CATCH_UP_POLL_SECONDS: Final = 0.05
-KEY_COLUMNS: Final = 36
+WIDE_COLUMNS: Final = 100
+"""From here on there is room for everything."""
+TITLE_COLUMNS_MIN: Final = 8
 
 
 async def list_sessions(
@@ -80,19 +83,6 @@ async def _catch_up(log: EventLog) -> int:
     behind = await rows_behind(log)
     if not behind or log.servers is None or not log.servers.postgres_embedded:
         return behind
-    stop = asyncio.Event()
-    with waiting("bringing the list up to date …"):
-        async with asyncio.TaskGroup() as group:
-            group.create_task(run_projector(log, stop))
-            try:
-                async with asyncio.timeout(CATCH_UP_SECONDS_MAX):
-                    while behind := await rows_behind(log):
-                        await asyncio.sleep(CATCH_UP_POLL_SECONDS)
-            except TimeoutError:
-                pass  # what is missing is said below
-            finally:
-                stop.set()
-    return behind
 
 
 async def rows_behind(log: EventLog) -> int:
@@ -106,42 +96,51 @@ def print_json(page: SessionPage) -> None:
 
 
 def print_table(console: Console, page: SessionPage) -> None:
-    """The page as a table that fits the width."""
+    """The page as a table that fits the width: titles give way first."""
     if not page.items:
         console.print("no sessions; try: eventlog demo, or eventlog append --create hello 'Hi'")
         return
-    wide = console.width >= 100
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, expand=False)
-    table.add_column("session", no_wrap=True, max_width=KEY_COLUMNS, overflow="ellipsis")
-    if wide:
-        table.add_column("user", no_wrap=True, max_width=16, overflow="ellipsis")
-    table.add_column("title", no_wrap=True, ratio=1, min_width=12, overflow="ellipsis")
-    table.add_column("msgs", justify="right", no_wrap=True)
-    if wide:
-        table.add_column("tokens", justify="right", no_wrap=True)
-        table.add_column("agent", no_wrap=True, max_width=16, overflow="ellipsis")
-    table.add_column("seq", justify="right", no_wrap=True)
-    table.add_column("active", no_wrap=True)
+    wide = console.width >= WIDE_COLUMNS
     now = datetime.now(UTC)
-    for each in page.items:
-        table.add_row(*_row(each, now, wide=wide))
+    columns = [column for column in _COLUMNS if wide or not column.only_wide]
+    cells = [[column.cell(view, now) for column in columns] for view in page.items]
+    widths = [
+        min(column.columns_max, max(cell_len(cell) for cell in (column.title, *those)))
+        for column, those in zip(columns, zip(*cells, strict=True), strict=True)
+    ]
+    title = next(at for at, column in enumerate(columns) if column.title == "title")
+    left = console.width - sum(widths) + widths[title] - 2 * (len(columns) - 1)
+    widths[title] = min(widths[title], max(TITLE_COLUMNS_MIN, left))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column, width in zip(columns, widths, strict=True):
+        justify: Literal["left", "right"] = "right" if column.is_number else "left"
+        table.add_column(column.title, no_wrap=True, width=width, justify=justify)
+    for row in cells:
+        table.add_row(*(Text(clip(cell, width)) for cell, width in zip(row, widths, strict=True)))
     console.print(table)
     if page.cursor:
-        console.print(f"more: --cursor {page.cursor}", style="dim", soft_wrap=True)
+        console.print(f"more: --cursor {page.cursor}", style=look.QUIET, soft_wrap=True)
 
 
-def _row(each: SessionView, now: datetime, *, wide: bool) -> list[Text | str]:
-    name = Text(safe_line(each.key or str(each.session_id)))
-    if each.status != "open":
-        name.append(f" {each.status}", look.UNDER_WAY)
-    row: list[Text | str] = [name]
-    if wide:
-        row.append(Text(safe_line(each.user_id or "")))
-    row += [Text(safe_line(each.title or "")), f"{each.message_count:,}"]
-    if wide:
-        row += [f"{each.token_count:,}", Text(safe_line(each.current_agent or ""))]
-    row += [f"{each.seq:,}", ago(each.updated_at, now)]
-    return row
+class _Column(msgspec.Struct, frozen=True):
+    title: str
+    columns_max: int
+    cell: Callable[[SessionView, datetime], str]
+    is_number: bool = False
+    only_wide: bool = False
+
+
+_COLUMNS: Final = (
+    _Column("session", 36, lambda view, _: safe_line(view.key or str(view.session_id))),
+    _Column("user", 16, lambda view, _: safe_line(view.user_id or ""), only_wide=True),
+    _Column("title", 80, lambda view, _: safe_line(view.title or "")),
+    _Column("agent", 16, lambda view, _: safe_line(view.current_agent or ""), only_wide=True),
+    _Column("msgs", 9, lambda view, _: f"{view.message_count:,}", is_number=True),
+    _Column("tokens", 13, lambda view, _: f"{view.token_count:,}", is_number=True, only_wide=True),
+    _Column("seq", 11, lambda view, _: f"{view.seq:,}", is_number=True),
+    _Column("status", 7, lambda view, _: view.status, only_wide=True),
+    _Column("active", 10, lambda view, now: ago(view.updated_at, now)),
+)
 
 
 def ago(then: datetime, now: datetime) -> str:

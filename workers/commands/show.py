@@ -69,6 +69,7 @@ def print_title(console: Console, state: SessionState, head: int) -> None:
     for more in (state.user_id, state.title):
         if more:
             title.append(f" · {safe_line(more)}", "default")
+    title.truncate(console.width, overflow="ellipsis")
     console.print(title)
     facts = [f"seq {state.seq:,}" + (f" of {head:,}" if head > state.seq else "")]
     facts.append(look.plural(state.message_count, "message"))

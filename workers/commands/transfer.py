@@ -42,8 +42,9 @@ async def import_files(
 ) -> int:
     """Import transcripts of coding agents.
 
-    Claude Code, Codex, or our own export. Each file becomes a session. Importing a file again adds only what is new in it.
-    What is no message is kept word for word, as an event of its own.
+    Claude Code, Codex, or our own export. Each file becomes a session.
+    Importing a file again adds only what is new in it. What is no message is
+    kept word for word, as an event of its own.
 
         eventlog import ~/.claude/projects/*/*.jsonl --user ada
         eventlog import ~/.codex/sessions/*/*/*/rollout-*.jsonl

@@ -1,4 +1,0 @@
-"""x"""
-async def demo() -> int:
-    """Xx."""
-    return 0
