@@ -19,6 +19,7 @@ from typing import Final, Literal, NewType
 from uuid import UUID
 
 import msgspec
+from asyncpg.pgproto.pgproto import UUID as FastUUID  # a uuid.UUID, made 8 times as fast
 
 from eventlog.errors import InvalidRequest
 from eventlog.events import Event, TokenAppended, TokensAppended, decode_event
@@ -137,8 +138,8 @@ def unpack_row(packed: bytes) -> Row:
         position,
         seq,
         recorded_us,
-        UUID(bytes=session),
-        UUID(bytes=event),
+        FastUUID(session),
+        FastUUID(event),
         span,
         kind,
         flags,
@@ -192,7 +193,7 @@ def new_id() -> UUID:
     value = bytearray((time.time_ns() // 1_000_000).to_bytes(6, "big") + os.urandom(10))
     value[6] = 0x70 | value[6] & 0x0F
     value[8] = 0x80 | value[8] & 0x3F
-    return UUID(bytes=bytes(value))
+    return FastUUID(bytes(value))
 
 
 def session_id_of(key: str | UUID, tenant_id: int) -> UUID:

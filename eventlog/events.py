@@ -520,14 +520,14 @@ def _tag_of_bytes(data: bytes) -> str:
 
 def check_text(text: str) -> int:
     """How many bytes a text has as JSON. Raises `InvalidEvent` for one without a UTF-8 form."""
+    if type(text) is not str:  # the encoder would take numbers, and bytes as base64
+        raise InvalidEvent(f"text must be a str, not {type(text).__name__}")
     try:
         return len(_encoder.encode(text)) - 2
     except UnicodeEncodeError as error:
         raise InvalidEvent(
             f"text has a lone surrogate at index {error.start}; join split pairs before writing"
         ) from None
-    except TypeError:
-        raise InvalidEvent(f"text must be a str, not {type(text).__name__}") from None
 
 
 _Place = str | tuple["_Place", str | int]

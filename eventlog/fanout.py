@@ -20,6 +20,7 @@ from importlib.resources import files
 from typing import Final
 
 import msgspec
+from redis.exceptions import NoScriptError
 
 from eventlog.envelope import pack_row
 from eventlog.errors import EventLogError, Unavailable
@@ -228,7 +229,7 @@ class FanOut:
         try:
             answers: list[int] = await self._link.call(*command)
         except RedisDown as error:
-            if "NOSCRIPT" not in str(error):
+            if not isinstance(error.__cause__, NoScriptError):
                 raise
             self._script = ""  # the server was restarted
             command = ("EVALSHA", await self._script_sha(), *command[2:])

@@ -225,9 +225,7 @@ class Lane:
                 refused.append((command, answer))
                 continue
             self._learn(command, answer)
-            command.settled = True
-            if not command.future.done():
-                command.future.set_result(answer)
+            _succeed(command, answer)
         metrics.commits += 1
         metrics.commands += len(batch)
         self._on_commit(batch, answers)
@@ -301,10 +299,8 @@ class Lane:
             if isinstance(found, EventIdReused):
                 _fail(command, found)
                 return
-            command.settled = True
-            if not command.future.done():
-                metrics.duplicates += 1
-                command.future.set_result(found)
+            metrics.duplicates += 1
+            _succeed(command, found)
             return
 
     async def _find(self, command: Command) -> Row | EventIdReused:
@@ -358,7 +354,13 @@ def _stored_as(drafts: list[Draft], first: Row, found: dict[UUID, Row]) -> bool:
     return True
 
 
+def _succeed(command: Command, outcome: Answer | Row) -> None:
+    command.outcome = outcome
+    if not command.future.done():
+        command.future.set_result(outcome)
+
+
 def _fail(command: Command, error: BaseException) -> None:
-    command.settled = True
+    command.outcome = error
     if not command.future.done():
         command.future.set_exception(error)

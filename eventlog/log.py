@@ -172,7 +172,7 @@ class EventLog:
 
     # --- sessions ---
 
-    def session_id(self, key: str | UUID) -> UUID:
+    def session_id(self, key: object) -> UUID:
         """The id of the session with this key, whether it exists or not."""
         if not isinstance(key, str | UUID) or key == "":
             raise InvalidRequest(

@@ -11,7 +11,7 @@ import asyncio
 import zlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 from uuid import UUID
 
 import asyncpg
@@ -274,13 +274,13 @@ class PostgresStore:
     # --- plumbing ---
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy[Any]]:
+    async def connection(self) -> AsyncIterator[asyncpg.Connection[Any]]:
         """A pooled connection, for projections and tools. Raises `Unavailable` when it is lost."""
         if self._pool is None:
             raise Unavailable("this EventLog is closed; open another")
         try:
             async with self._pool.acquire(timeout=CONNECT_SECONDS_MAX) as connection:
-                yield connection
+                yield cast("asyncpg.Connection[Any]", connection)  # a proxy with the same methods
         except _LOST as error:
             raise Unavailable(f"Postgres: {type(error).__name__}: {error}") from error
         except _BUSY as error:

@@ -84,7 +84,7 @@ class RedisLink:
     async def _connected(self) -> AbstractConnection:
         if self._connection is None:
             connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
-            await connection.connect()
+            await connection.connect()  # type: ignore[no-untyped-call]
             self._connection = connection
         return self._connection
 

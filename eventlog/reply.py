@@ -288,7 +288,7 @@ class Reply:
         try:
             started = await session.settle(command)
         except asyncio.CancelledError:
-            if _was_stored(command):
+            if isinstance(command.outcome, Answer):
                 session.keep(asyncio.ensure_future(self._interrupt("cancelled")))
             raise
         if started.duplicate and not command.sent:  # not our own retry: a rival, just like us
@@ -376,14 +376,6 @@ class Reply:
 def opening_id_of(session_id: UUID, message_id: str) -> UUID:
     """Event id under which a streamed message starts: no two writers can start the same one."""
     return uuid.uuid5(session_id, f"open:{message_id}")
-
-
-def _was_stored(command: Command) -> bool:
-    """Whether a command whose caller was cancelled has been appended, as far as is known."""
-    future = getattr(command, "future", None)
-    if future is None or not future.done() or future.cancelled() or future.exception():
-        return False
-    return isinstance(future.result(), Answer)
 
 
 def _check_place(channel: object, tool_call_id: object) -> None:

@@ -1,4 +1,4 @@
-"""Changing a conversation by appending: fork, rewind, undo, and taking over a dead reply.
+"""Changing a conversation by appending: rewind, undo, clear, close, taking over a dead reply.
 
 Each of these reads the state, decides, and appends with `expected_seq`, so what it decided on is
 what was there; when somebody else appended meanwhile it reads and decides again, a bounded number
@@ -81,6 +81,20 @@ async def undo(session: Session, count: int, reason: str | None) -> list[Message
 
     state, _ = await decide(session, choose)
     return list(state.messages)[-count:]
+
+
+async def end(
+    session: Session, event: ev.SessionCleared | ev.SessionClosed, reason: str
+) -> Appended:
+    """Append an event that ends what is being said, and with it the replies that are open."""
+
+    def choose(state: SessionState) -> list[Draft]:
+        drafts = [session.draft(interruption(each, reason)) for each in state.open_messages]
+        return [*drafts, session.draft(event)]
+
+    _, appended = await decide(session, choose)
+    assert appended is not None
+    return appended
 
 
 async def interrupt(

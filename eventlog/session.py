@@ -33,6 +33,7 @@ from eventlog.envelope import (
 from eventlog.errors import (
     InvalidEvent,
     InvalidRequest,
+    OutcomeUnknown,
     SessionNotFound,
 )
 from eventlog.reply import Reply, opening_id_of
@@ -149,13 +150,11 @@ class Session:
         future = batcher.submit(command)
         try:
             answer = await future
-        except asyncio.CancelledError:
-            if not batcher.withdraw(command) and future.cancelled() and not command.settled:
-                # It is on its way: what becomes of it must be known before the caller goes on.
-                command.future = asyncio.get_running_loop().create_future()
-                await asyncio.wait([command.future])
-                if not command.future.cancelled():
-                    command.future.exception()  # seen; the cancellation is what the caller gets
+        except asyncio.CancelledError as cancelled:
+            if not batcher.withdraw(command):
+                await _wait_for_outcome(command)
+                if isinstance(command.outcome, OutcomeUnknown):
+                    raise cancelled from command.outcome
             raise
         first = command.drafts[0]
         if isinstance(answer, Row):
@@ -360,18 +359,32 @@ class Session:
         return await revisions.undo(self, count, reason)
 
     async def clear(self, *, reason: str | None = None) -> Appended:
-        """Start the conversation over; earlier messages stay in the log."""
-        await self.interrupt(reason="cleared")
-        return await self.append(ev.SessionCleared(reason=reason))
+        """Start the conversation over; earlier messages stay in the log, open replies end."""
+        return await revisions.end(self, ev.SessionCleared(reason=reason), "cleared")
 
     async def close(self, *, reason: str | None = None) -> Appended:
-        """Take no more events. Subscriptions end here; reading and forking go on."""
-        await self.interrupt(reason="closed")
-        return await self.append(ev.SessionClosed(reason=reason))
+        """Take no more events; open replies end. Subscriptions end here, reading and forking go on."""
+        return await revisions.end(self, ev.SessionClosed(reason=reason), "closed")
 
     async def delete(self, *, reason: str | None = None) -> Appended:
         """Append a tombstone: the session leaves every list and takes no more events."""
         return await self.append(ev.SessionDeleted(reason=reason))
+
+
+async def _wait_for_outcome(command: Command) -> None:
+    """It is on its way: what becomes of it must be known before its caller goes on.
+
+    However often that one is cancelled meanwhile: the wait has an end, the command's deadline.
+    """
+    while command.outcome is None:
+        if command.future.done():
+            command.future = asyncio.get_running_loop().create_future()
+        try:
+            await asyncio.wait([command.future])
+        except asyncio.CancelledError:
+            continue
+    if command.future.done() and not command.future.cancelled():
+        command.future.exception()  # seen: the cancellation is what the caller gets
 
 
 def check_batch(drafts: list[Draft], *, bytes_max: int) -> None:

@@ -288,7 +288,7 @@ def _apply(state: SessionState, recorded: RecordedEvent, event: ev.Event) -> Non
         case ev.SessionCleared():
             state.clears.append(recorded.seq)
             state.opened.clear()
-            _count(state)
+            state.message_count = state.token_count = state.context_token_count = 0
         case ev.SessionRewound():
             _rewind(state, recorded.seq, event.to_seq)
         case ev.SessionClosed():
@@ -355,7 +355,7 @@ def _add(state: SessionState, recorded: RecordedEvent, event: ev.MessageAdded) -
     )
     state.entries.append(message)
     state.message_count += 1
-    _count_tokens(state, message)
+    _count_tokens(state, message, 1)
     _spend(state, event.usage)
     if event.agent and event.agent != state.current_agent:
         _activate(state, recorded.seq, event.agent)
@@ -433,7 +433,7 @@ def _close(
         case _:
             assert_never(event)
     state.entries.replace(opened.index, closed)
-    _count_tokens(state, closed)
+    _count_tokens(state, closed, 1)
 
 
 def _retract(state: SessionState, seq: int, message_id: str) -> None:
@@ -449,7 +449,8 @@ def _retract(state: SessionState, seq: int, message_id: str) -> None:
             message = state.entries[index]
             state.entries.replace(index, msgspec.structs.replace(message, retracted_seq=seq))
             state.retractions.append((seq, index))
-            _count(state)
+            state.message_count -= 1
+            _count_tokens(state, message, -1)
             return
 
 
@@ -543,7 +544,10 @@ def _rewind(state: SessionState, seq: int, to_seq: int) -> None:
     state.agent_history = [(at, agent) for at, agent in state.agent_history if at <= to_seq]
     while state.handoff is not None and state.handoff.seq > to_seq:
         state.handoff = state.earlier_handoffs.pop() if state.earlier_handoffs else None
-    _count(state)
+    visible = state.messages
+    state.message_count = len(visible)
+    state.token_count = sum(each.token_count or 0 for each in visible)
+    _count_context(state)
 
 
 def _reopen(state: SessionState, to_seq: int) -> None:
@@ -591,7 +595,7 @@ def _compact(state: SessionState, seq: int, event: ev.CompactionCompleted) -> No
         )
     )
     _spend(state, event.usage)
-    _count(state)
+    _count_context(state)
 
 
 def _revert(state: SessionState, seq: int, compaction_seq: int) -> None:
@@ -601,26 +605,23 @@ def _revert(state: SessionState, seq: int, compaction_seq: int) -> None:
         else each
         for each in state.compactions
     ]
-    _count(state)
+    _count_context(state)
 
 
 # --- counting ------------------------------------------------------------------------------------
 
 
-def _count_tokens(state: SessionState, message: Message) -> None:
-    """Count a message that was added or has ended, and is visible."""
+def _count_tokens(state: SessionState, message: Message, sign: int) -> None:
+    """Count a visible message that was added, has ended (1) or goes away (-1)."""
     if message.token_count:
-        state.token_count += message.token_count
+        state.token_count += sign * message.token_count
         standing = state.compaction
         if standing is None or message.seq > standing.to_seq or message.seq in standing.kept:
-            state.context_token_count += message.token_count
+            state.context_token_count += sign * message.token_count
 
 
-def _count(state: SessionState) -> None:
-    """Count again after something other than one more message changed what is visible."""
-    visible = state.messages
-    state.message_count = len(visible)
-    state.token_count = sum(each.token_count or 0 for each in visible)
+def _count_context(state: SessionState) -> None:
+    """Count again after a compaction: of older messages only those in the context are read."""
     standing = state.compaction
     inside = sum(each.token_count or 0 for each in state.context_messages())
     state.context_token_count = inside + ((standing.tokens_after or 0) if standing else 0)

@@ -86,12 +86,12 @@ class Command:
         "ids",
         "known",
         "message_id",
+        "outcome",
         "owner_id",
         "retry_after",
         "seen",
         "seen_seq",
         "sent",
-        "settled",
         "session_id",
         "shard",
         "span",
@@ -144,8 +144,8 @@ class Command:
         """The session's last seq when the shard was like that; 0: not known."""
         self.retry_after = 0
         """If it was sent and stored, its rows are behind this seq."""
-        self.settled = False
-        """Its outcome is known, whether or not anyone waits for it."""
+        self.outcome: Answer | Row | BaseException | None = None
+        """What became of it, whether or not anyone waits for it; None: not known yet."""
         self.deadline = 0.0
         self.future: asyncio.Future[Answer | Row]
 

@@ -144,7 +144,7 @@ def message(text: str = "hi", role: ev.Role = "user", **fields: Any) -> ev.Messa
 
 
 async def rich_history(log: EventLog, key: str | None = None) -> Session:
-    """A session in which everything happens that can happen: about 60 events, then open for more."""
+    """A session in which everything happens: about 60 events, open for more."""
     session = await log.create_session(key, user_id="ada", title="t", metadata={"a": 1, "b": 2})
     await session.append([message("be brief", "system"), message("one", token_count=3)])
     async with session.reply(agent="planner", model="m", flush_seconds=0) as reply:
@@ -192,7 +192,7 @@ async def assert_replays(session: Session, *, step: int = 1) -> None:
 
 
 def shown(state: SessionState) -> dict[str, Any]:
-    """What can be seen of a state, in a form that compares. A fork's id and its parent's count as one."""
+    """What can be seen of a state, in comparable form; a fork's id counts as its parent's."""
     fields = {name: getattr(state, name) for name in SessionState.__struct_fields__}
     fields |= {"messages": list(state.messages), "context": state.context()}
     fields |= {"agent": state.current_agent, "opened": sorted(state.opened)}

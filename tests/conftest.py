@@ -24,8 +24,7 @@ import pytest_asyncio
 from eventlog import EventLog, Settings
 from eventlog.memory import MemoryStore
 from eventlog.testing import FakeClock
-from tests.support.servers import PostgresUnderTest, TestServers, pairs
-from tests.support.servers import postgres_names, redis_names
+from tests.support.servers import PostgresUnderTest, TestServers, pairs, postgres_names, redis_names
 
 OpenLog = Callable[..., Awaitable[EventLog]]
 """`await open_log(redis=…, settings=…, **settings)`: another EventLog on the test's database."""

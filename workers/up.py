@@ -96,7 +96,7 @@ def _print_panel(console: Console, log: EventLog, servers: Servers, running: lis
     for name in running:
         table.add_row(name, WORKERS[name][1])
     console.print(Panel(table, title="eventlog up", title_align="left", expand=False))
-    console.print(_next_steps(log.settings, servers), style="dim", soft_wrap=True)
+    console.print(_next_steps(log.settings, servers), style="dim")
 
 
 def _next_steps(settings: Settings, servers: Servers) -> str:

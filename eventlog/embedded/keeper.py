@@ -111,6 +111,9 @@ class Keeper:
         except ServerStartFailed:
             self._state = "failed"
             raise
+        except OSError as error:
+            self._state = "failed"
+            raise ServerStartFailed(f"embedded {self._server.name}: {error}") from error
         took = time.monotonic() - started
         self._log(f"{self._server.name} up in {took:.2f} s, pid {child.pid}")
         self._child = child
@@ -118,13 +121,10 @@ class Keeper:
         self._watching = asyncio.create_task(self._watch(child))
 
     async def _try(self) -> Child:
-        try:
-            await asyncio.to_thread(self._server.prepare)
-            # Not on a helper thread: the kernel ends the server when the thread that started it
-            # ends, and this one lives as long as the supervisor.
-            child = self._server.spawn()
-        except OSError as error:
-            raise ServerStartFailed(f"embedded {self._server.name}: {error}") from error
+        await asyncio.to_thread(self._server.prepare)
+        # Not on a helper thread: the kernel ends the server when the thread that started it
+        # ends, and this one lives as long as the supervisor.
+        child = self._server.spawn()
         await asyncio.to_thread(self._server.wait_ready, child)
         return child
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from eventlog.embedded import keeper, open_servers, server_status
+from eventlog.embedded import ServerStatus, keeper, open_servers, server_status
 from eventlog.embedded.child import Child
 from eventlog.embedded.keeper import Keeper
 from eventlog.errors import ServerStartFailed
@@ -32,10 +32,23 @@ StartClient = Callable[..., Client]
 pytestmark = pytest.mark.faults
 
 
-async def pid_of(settings: Settings, name: str) -> int:
-    (pid,) = [each.pid for each in await server_status(settings) if each.name == name]
+async def status_when_up(settings: Settings, name: str) -> ServerStatus:
+    """A server may answer a moment before its supervisor knows that it does."""
+
+    async def look() -> ServerStatus:
+        (status,) = [each for each in await server_status(settings) if each.name == name]
+        if status.state != "up":
+            raise ConnectionError(f"{name} is {status.state}")
+        return status
+
+    return await until_it_works(look)
+
+
+async def kill(settings: Settings, name: str) -> None:
+    """SIGKILL its main process."""
+    pid = (await status_when_up(settings, name)).pid
     assert pid is not None
-    return pid
+    os.kill(pid, signal.SIGKILL)
 
 
 async def test_servers_stop_when_the_client_is_killed(
@@ -117,14 +130,10 @@ async def test_postgres_comes_back_when_its_postmaster_is_killed(data: Path) -> 
     async with open_servers(settings) as servers:
         await query(servers, "create table kept as select 42 as answer")
         for _ in range(3):
-            killed = await pid_of(settings, "postgres")
-            os.kill(killed, signal.SIGKILL)
+            await kill(settings, "postgres")
             assert await until_it_works(lambda: query(servers, "select answer from kept")) == 42
-        states = {each.name: each for each in await server_status(settings)}
-
-    assert states["postgres"].state == "up"
-    assert states["postgres"].restarts == 3
-    assert states["valkey"].restarts == 0
+        assert (await status_when_up(settings, "postgres")).restarts == 3
+        assert (await status_when_up(settings, "valkey")).restarts == 0
 
 
 async def test_valkey_comes_back_when_it_is_killed(data: Path) -> None:
@@ -133,7 +142,7 @@ async def test_valkey_comes_back_when_it_is_killed(data: Path) -> None:
 
     async with open_servers(settings) as servers:
         await ask_redis(servers, "SET", "kept", "42")
-        os.kill(await pid_of(settings, "valkey"), signal.SIGKILL)
+        await kill(settings, "valkey")
         assert await until_it_works(lambda: ask_redis(servers, "GET", "kept")) == "42"
 
 

@@ -77,6 +77,14 @@ async def test_data_folder_is_refused_when_another_major_made_it(new_data: Path)
     assert [path.name for path in (new_data / "postgres").iterdir()] == ["PG_VERSION"]
 
 
+async def test_data_folder_is_refused_when_a_file_is_in_its_place(new_data: Path) -> None:
+    """What the system says is passed on, not only logged."""
+    new_data.mkdir()
+    (new_data / "postgres").write_text("not a folder")
+
+    assert "Not a directory" in await refusal(new_data)
+
+
 async def test_data_folder_is_refused_when_it_holds_something_else(new_data: Path) -> None:
     """A folder full of other things is not overwritten."""
     (new_data / "postgres").mkdir(parents=True)

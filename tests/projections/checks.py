@@ -22,7 +22,7 @@ from eventlog.postgres import PostgresStore
 from eventlog.replay import Replayer
 from eventlog.state import SessionState
 from eventlog.store import Command, Status
-from eventlog.views import unescape_text, view_from_record, view_of
+from eventlog.views import unescape_text, view_of
 from projections.checkpoint import PROJECTION, Lease, Leases, checkpoints, postgres_of
 from projections.folding import Change
 from projections.projection import Progress, Projection
@@ -78,9 +78,7 @@ async def step(
     log: EventLog, projection: Projection, progress: Progress, *, limit: int = 1_000
 ) -> list[Change]:
     """Project the next rows of a shard, at most so many."""
-    rows = await log.store.read_feed(
-        progress.lease.shard, after=progress.position, limit=limit
-    )
+    rows = await log.store.read_feed(progress.lease.shard, after=progress.position, limit=limit)
     return await projection.apply(progress, rows) if rows else []
 
 
@@ -129,12 +127,16 @@ def commands_of(log: EventLog, past: Sequence[RecordedEvent], shard: int) -> lis
 
 
 def _renamed(past: Sequence[RecordedEvent], ids: dict[UUID, UUID]) -> list[RecordedEvent]:
-    """The history with a fork's parent under its new id."""
+    """The history with a fork's parent under its new id.
+
+    A fork of a fork from before the latter began is one of the session that holds that seq.
+    """
+    holders = {each.seq: each.session_id for each in past}
     result = []
     for each in past:
         event = each.event
         if isinstance(event, ev.SessionCreated) and event.parent_session_id is not None:
-            parent_id = ids[event.parent_session_id]
+            parent_id = ids[holders[event.parent_seq]]
             event = msgspec.structs.replace(event, parent_session_id=parent_id)
         result.append(msgspec.structs.replace(each, event=event))
     return result
@@ -156,10 +158,10 @@ async def append_raw(log: EventLog, session: Session, data: bytes, kind: int = 1
 _OWN_COLUMNS = ("shard", "position", "tenant_id", "owner_id")
 
 
-async def differences(log: EventLog) -> list[str]:
+async def differences(log: EventLog, *, only: set[UUID] | None = None) -> list[str]:
     """Where the views are not the fold of the log at their checkpoints; empty: nowhere.
 
-    Parked sessions are left out.
+    Of all sessions that aren't parked, or `only` of some.
     """
     store = postgres_of(log)
     replayer = Replayer(store, save_snapshots=False)
@@ -173,16 +175,14 @@ async def differences(log: EventLog) -> list[str]:
         shown = await connection.fetch("select session_id from eventlog.session_views")
         found += [f"{each[0]}: should not be there" for each in shown if each[0] not in due]
         for session_id, (seq, position) in due.items():
-            if session_id not in parked:
+            if session_id not in parked and (only is None or session_id in only):
                 state = await replayer.structure(session_id, seq)
                 found += await _session_differences(store, connection, state, position)
                 found += await _message_differences(connection, state)
     return found
 
 
-async def _due(
-    connection: asyncpg.Connection[Any], done: list[int]
-) -> dict[UUID, tuple[int, int]]:
+async def _due(connection: asyncpg.Connection[Any], done: list[int]) -> dict[UUID, tuple[int, int]]:
     """Seq and position that each session's views must have, by the checkpoints."""
     records = await connection.fetch(
         "select e.session_id, max(e.seq), max(e.position) from eventlog.events e "
@@ -266,7 +266,9 @@ def _expected_message(place: int, message: Message, *, hidden: bool) -> tuple[An
 
 
 def _stored_message(record: Sequence[Any]) -> tuple[Any, ...]:
-    place, body, seq, closed_seq, retracted_seq, recorded_us, *rest, message_id, agent, name = record
+    place, body, seq, closed_seq, retracted_seq, recorded_us, *rest, message_id, agent, name = (
+        record
+    )
     return (
         place,
         msgspec.json.decode(body, type=Message),

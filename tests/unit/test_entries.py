@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from eventlog.entries import CHUNK_LENGTH, Chunk, Entries, Message
+from eventlog.entries import CHUNK_LENGTH, Chunk, ChunkMissing, Entries, Message
 from eventlog.events import ToolCall, Usage
 from tests.factories import BEGIN
 
@@ -223,6 +223,50 @@ def test_chunk_when_written_to_forgets_its_encoded_form_and_its_stored_copy() ->
     entries.append(message(9_001))
     assert entries.chunks[1].stored_as == 0
     assert Chunk(None, encoded=entries.chunks[1].encode()).items == [plain[-1], message(9_001)]
+
+
+def known_by_key(plain: list[Message], loaded: set[int]) -> Entries:
+    """The same messages as a restored snapshot has them: of full chunks most are but a key."""
+    entries = encoded(plain)
+    for number, chunk in enumerate(entries.chunks):
+        if number not in loaded and chunk.count == CHUNK_LENGTH:
+            entries.chunks[number] = Chunk(
+                None, first_seq=chunk.first_seq, count=chunk.count, stored_as=chunk.stored_as
+            )
+    return entries
+
+
+@pytest.mark.parametrize("length", [256, 512, 1000, 1024])
+def test_chunks_when_not_loaded_are_named_by_who_needs_them(length: int) -> None:
+    """`missing` names chunks of certain messages and of all behind a seq: those are enough."""
+    plain = messages(length)
+    last = plain[-1].seq
+    for seqs in ([], [2], [512], [514], [3, 700, last], [0, -1, last + 5]):
+        for after in (0, 1, 511, 512, 513, 514, 1023, last - 1, last, last + 5):
+            entries = known_by_key(plain, set())
+            for chunk in entries.missing(seqs, after):
+                place = entries.chunks.index(chunk)
+                chunk.load(Chunk(plain[place * CHUNK_LENGTH :][:CHUNK_LENGTH]).encode())
+
+            assert entries.missing(seqs, after) == []
+            found = [entries.at_seq(seq) for seq in seqs]
+            assert found == [next((e for e in plain if e.seq == seq), None) for seq in seqs]
+            behind = list(entries.iterate_from(entries.index_after(after)))
+            assert behind == [each for each in plain if each.seq > after]
+
+
+def test_chunk_when_not_loaded_says_which_one_it_is() -> None:
+    """Whoever looks inside too early gets the key; length and appending need no messages."""
+    entries = known_by_key(messages(600), {1})
+
+    assert len(entries) == 600
+    assert entries[300] == message(602)
+    entries.append(message(9_001))
+    assert entries[-1] == message(9_001)
+    with pytest.raises(ChunkMissing) as caught:
+        entries[3]
+    assert caught.value.key == 1
+    assert [chunk.loaded for chunk in entries.chunks] == [False, True, True]
 
 
 @given(st.lists(st.sampled_from(EDGES[:-1]), max_size=6))

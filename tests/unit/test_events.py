@@ -634,11 +634,19 @@ def test_event_when_refused_does_not_spoil_the_next() -> None:
 
 
 def test_check_text_when_asked_refuses_lone_surrogates_only() -> None:
-    """What `reply.write` asks for each increment."""
-    check_text("\0 ok 😀")
+    """What `reply.write` asks for each increment; the answer is its size as JSON."""
+    for text in ("", "abc", "\0 ok 😀", '"\n'):
+        assert check_text(text) == len(msgspec.json.encode(text)) - 2
 
     with pytest.raises(InvalidEvent, match="lone surrogate at index 2"):
         check_text("ab\udc00")
+
+
+@pytest.mark.parametrize("text", [None, 5, b"", b"bytes", ["a"], Token("x"), Unstorable()])
+def test_check_text_when_it_is_no_text_refuses_it(text: Any) -> None:
+    """Numbers would be taken for text by the encoder, and bytes turned into base64."""
+    with pytest.raises(InvalidEvent, match=f"must be a str, not {type(text).__name__}"):
+        check_text(text)
 
 
 def test_tag_when_asked_is_the_stored_one() -> None:

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventlog import events as ev
-from eventlog.entries import Message
+from eventlog.entries import CHUNK_LENGTH, Chunk, ChunkMissing, Entries, Message
 from eventlog.envelope import RecordedEvent
 from eventlog.state import (
     SUMMARY_PREFIX,
@@ -1116,6 +1116,91 @@ def test_event_when_it_is_no_concern_of_the_state_only_moves_it_on(event: ev.Eve
     assert [line.split(":")[0] for line in differences(state, moved)] == ["seq", "updated_at"]
     assert moved.updated_at is not None
     assert moved.updated_at > BEGIN
+
+
+# --- snapshots -----------------------------------------------------------------------------------
+
+
+def restored(state: SessionState) -> SessionState:
+    """The state as a snapshot gives it: of its full chunks only the keys are known."""
+    chunks = [
+        Chunk(None, first_seq=each.first_seq, count=each.count, stored_as=number)
+        if each.count == CHUNK_LENGTH
+        else Chunk(None, encoded=each.encode(), first_seq=each.first_seq, count=each.count)
+        for number, each in enumerate(state.entries.chunks, 1)
+    ]
+    return msgspec.structs.replace(copy(state), entries=Entries(chunks))
+
+
+LONG: Final = session(*[user(str(seq), token_count=1) for seq in range(2, 1500)])
+
+
+@pytest.mark.parametrize(
+    ("events", "chunk_count"),
+    [
+        ([], 5),
+        ([compacted(1400)], 0),
+        ([compacted(1400, kept=[2, 3, 700])], 2),
+        ([compacted(1000)], 2),
+        ([ev.SessionCleared()], 0),
+        ([compacted(1400), ev.SessionCleared(), user("x")], 0),
+        ([compacted(1400), user("x"), compacted(1501, kept=[300])], 1),
+    ],
+)
+def test_context_when_a_snapshot_was_restored_needs_the_chunks_it_names(
+    events: list[ev.Event], chunk_count: int
+) -> None:
+    """What a model sees is read without the rest of the history, and is the same."""
+    whole = after(LONG, *events)
+    state = restored(whole)
+
+    missing = state.missing_for_context()
+
+    assert len(missing) == chunk_count
+    for chunk in missing:
+        chunk.load(whole.entries.chunks[chunk.stored_as - 1].encode())
+    assert state.context() == whole.context()
+    assert state.compaction == whole.compaction
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        user("x", token_count=1),
+        started(),
+        ev.MessageRetracted(message_id="1499"),
+        ev.SessionCleared(),
+        compacted(1400, kept=[1400], tokens_after=3),
+        ev.AgentActivated(agent="a"),
+        ev.ScratchpadWritten(name="n", value=1),
+    ],
+)
+def test_event_when_it_concerns_the_end_needs_no_old_chunks(event: ev.Event) -> None:
+    """Folding the tail behind a snapshot costs the tail: counts are kept, not counted again."""
+    whole = after(LONG, event)
+
+    state = after(restored(LONG), event)
+
+    for name in ("message_count", "token_count", "context_token_count", "opened"):
+        assert getattr(state, name) == getattr(whole, name)
+    assert len(state.entries) == len(whole.entries)
+    assert not any(chunk.loaded for chunk in state.entries.chunks[:5])
+
+
+def test_event_when_it_concerns_an_old_message_says_which_chunk_it_needs() -> None:
+    """The reader loads it and folds again, from a copy: the state it had is as it was."""
+    state = restored(LONG)
+
+    with pytest.raises(ChunkMissing):
+        after(state, ev.MessageRetracted(message_id="5"))
+    for number, chunk in enumerate(state.entries.chunks[:5]):
+        chunk.load(LONG.entries.chunks[number].encode())
+
+    assert state.seq == LONG.seq
+    assert not differences(
+        after(state, ev.MessageRetracted(message_id="5")),
+        after(LONG, ev.MessageRetracted(message_id="5")),
+    )
 
 
 # --- size ----------------------------------------------------------------------------------------

@@ -22,13 +22,21 @@ _TAKE_BACK: Final = "\x1b[{cells}D\x1b[K"
 
 
 class Flow:
-    """One run of text. `write` pieces, then `end`."""
+    """One run of text. `write` pieces, then `end`. `continues`: it began somewhere above."""
 
-    def __init__(self, console: Console, style: str = "", *, lines_max: int | None = None) -> None:
+    def __init__(
+        self,
+        console: Console,
+        style: str = "",
+        *,
+        lines_max: int | None = None,
+        continues: bool = False,
+    ) -> None:
         self._console = console
         self._style = style
         self._lines_max = lines_max
         self._columns = max(10, console.width - INDENT - 1) if console.is_terminal else None
+        self._skips_blanks = continues
         self._out: list[str] = []
         self._line = 0
         """Number of the line that is written on."""
@@ -39,6 +47,9 @@ class Flow:
     def write(self, piece: str) -> None:
         """Show a piece of text."""
         for part in _PARTS.findall(safe(piece).expandtabs(4)):
+            if self._skips_blanks and part.isspace():
+                continue
+            self._skips_blanks = False
             if part == "\n":
                 self._break()
             elif part.isspace():

@@ -80,23 +80,24 @@ class LiveView:
     def _increment(self, message_id: str, channel: ev.Channel, call: str | None, text: str) -> None:
         if self._channel != (message_id, channel, call):
             self.pause()
-            if self._spoken != message_id:
+            continues = self._spoken != message_id
+            if continues:
                 started = self._started.get(message_id) or ev.MessageStarted(message_id=message_id)
                 self._head(started, None)
             self._channel = (message_id, channel, call)
             if channel == "tool-arguments":
                 self._streamed.add(call)
-            self._flow = self._flow_for(channel)
+            self._flow = self._flow_for(channel, continues=continues)
         assert self._flow is not None
         self._flow.write(text)
 
-    def _flow_for(self, channel: ev.Channel) -> Flow | CutLine:
+    def _flow_for(self, channel: ev.Channel, *, continues: bool) -> Flow | CutLine:
         match channel:
             case "text":
-                return Flow(self._console)
+                return Flow(self._console, continues=continues)
             case "reasoning":
                 lines = REASONING_LINES if self._brief else None
-                return Flow(self._console, look.REASONING, lines_max=lines)
+                return Flow(self._console, look.REASONING, lines_max=lines, continues=continues)
             case "tool-arguments":
                 return CutLine(self._console, look.QUIET, mark="⋯ ")
             case _:
@@ -136,9 +137,10 @@ class LiveView:
                 self._console, event.reasoning, look.REASONING, lines=REASONING_LINES
             )
         if text := look.plain_text(event.content):
-            if event.role == "tool" or self._brief:
-                style = look.QUIET if event.role == "tool" else ""
-                look.print_cut(self._console, text, style, lines=OUTPUT_LINES)
+            if event.role == "tool":
+                look.print_cut(self._console, text, lines=OUTPUT_LINES)
+            elif self._brief:
+                look.print_wrapped(self._console, text, "", lines=OUTPUT_LINES)
             else:
                 look.print_prose(self._console, text)
         self._called(event.tool_calls)

@@ -83,6 +83,17 @@ async def _catch_up(log: EventLog) -> int:
     behind = await rows_behind(log)
     if not behind or log.servers is None or not log.servers.postgres_embedded:
         return behind
+    loop = asyncio.get_running_loop()
+    until = loop.time() + CATCH_UP_SECONDS_MAX
+    stop = asyncio.Event()
+    with waiting("bringing the list up to date …"):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(run_projector(log, stop))
+            while behind and loop.time() < until:
+                await asyncio.sleep(CATCH_UP_POLL_SECONDS)
+                behind = await rows_behind(log)
+            stop.set()
+    return behind
 
 
 async def rows_behind(log: EventLog) -> int:

@@ -14,7 +14,7 @@ from workers.commands.live import LiveView
 from workers.demo.player import Player
 
 REACH_SECONDS_MAX: Final = 20.0
-"""How long after the last append everything may take to arrive; then the checks say what is missing."""
+"""How long after the last append everything may take; the checks say what is missing then."""
 
 
 class Latency(msgspec.Struct, frozen=True):

@@ -1,0 +1,168 @@
+"""A conversation of a model run: the session in the log under test, and its twin in memory.
+
+Whatever is done to the session is done to the twin, and must end in the same way: stored at the
+same seqs, or refused for the same reason. After every step the session is read back. It must hold
+exactly what the twin holds, and what it held before must be there unchanged, byte for byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from eventlog import (
+    Appended,
+    EventLogError,
+    Message,
+    MessageFenced,
+    RecordedEvent,
+    Reply,
+    Session,
+    SessionState,
+    TokenAppended,
+    WrongExpectedSeq,
+    fold,
+    initial,
+)
+from eventlog import events as ev
+from eventlog.testing import read_all, shown
+from tests.model.processes import Process
+
+TIMES = ("created_at", "updated_at")
+
+
+class Done(msgspec.Struct, frozen=True):
+    """An append that was acknowledged."""
+
+    events: list[ev.StoredEvent]
+    event_id: UUID
+    answer: Appended
+
+
+class Open(msgspec.Struct):
+    """A reply that streams: in a process, and in the twin."""
+
+    process: Process
+    real: Reply
+    twin: Reply
+
+
+class Conversation:
+    """One session, in the log under test and in memory."""
+
+    def __init__(self, session_id: UUID, twin: Session) -> None:
+        self.id = session_id
+        self.twin = twin
+        self.history: list[RecordedEvent] = []
+        """What the log held when it was last read."""
+        self.done: list[Done] = []
+        self.replies: list[Open] = []
+
+    @property
+    def head(self) -> int:
+        return len(self.history)
+
+    def on(self, process: Process) -> Session:
+        """The session's handle in a process."""
+        return process.log.handle(self.id)
+
+    async def both(
+        self,
+        process: Process,
+        act: Callable[[Session], Awaitable[Any]],
+        *,
+        retried: bool = False,
+    ) -> Any:
+        """Do something in the log and in the twin; it must end alike. Returns the log's answer.
+
+        `retried`: faults were planned, so an answer may rightly say that it is a duplicate.
+        """
+        real = await process.run(ending(act(self.on(process))))
+        twin = await ending(act(self.twin))
+        assert comparable(real, retried=retried) == comparable(twin, retried=retried)
+        return real
+
+    async def refresh(self, process: Process) -> None:
+        """Read the session, and compare it with the past and with the twin."""
+        now = await process.run(_read(self.on(process)))
+        assert now[: len(self.history)] == self.history, "what was stored has changed"
+        self.history = now
+        twin = await read_all(self.twin)
+        assert [each.seq for each in now] == list(range(1, len(now) + 1))
+        assert [each.event for each in now] == [each.event for each in twin]
+        times = [each.recorded_at for each in now]
+        assert times == sorted(times)
+
+    async def absorb(self, process: Process, sequences: list[list[ev.Event]]) -> None:
+        """Check that what several writers stored is a merge of their sequences; tell the twin."""
+        now = await process.run(_read(self.on(process)))
+        new = now[await self.twin.head() :]
+        rest = [list(each) for each in sequences]
+        for recorded in new:
+            source = next((each for each in rest if each and each[0] == recorded.event), None)
+            assert source is not None, f"nobody stored {recorded} there; due were {rest}"
+            source.pop(0)
+            await self._repeat(recorded)
+        assert not any(rest), f"not stored: {rest}"
+
+    async def _repeat(self, recorded: RecordedEvent) -> None:
+        event = recorded.event
+        if isinstance(event, TokenAppended):
+            reply = next(each for each in self.replies if each.twin.message_id == event.message_id)
+            await reply.twin.write(
+                event.text, channel=event.channel, tool_call_id=event.tool_call_id
+            )
+            await reply.twin.drain()
+            return
+        assert isinstance(event, ev.MessageAdded)
+        await self.twin.append(event, event_id=recorded.event_id)
+
+    def folded(self, at: int) -> SessionState:
+        """The fold of the first `at` events."""
+        return fold(initial(self.id), self.history[:at])
+
+
+async def _read(session: Session) -> list[RecordedEvent]:
+    return await read_all(session)
+
+
+async def ending(work: Awaitable[Any]) -> Any:
+    """What a call returned, or the error it raised on purpose."""
+    try:
+        return await work
+    except EventLogError as error:
+        return error
+
+
+def comparable(answer: Any, *, retried: bool = False) -> object:
+    """The part of an answer that is the same in the log and in memory."""
+    match answer:
+        case Appended():
+            duplicate = None if retried else answer.duplicate
+            return answer.first_seq, answer.last_seq, duplicate
+        case WrongExpectedSeq():
+            return type(answer), answer.expected, answer.actual
+        case MessageFenced():
+            return type(answer), answer.message_id
+        case EventLogError():
+            return type(answer)
+        case Session():
+            return answer.id
+        case [Message(), *_]:
+            return [(each.message_id, each.content) for each in answer]
+        case _:
+            return answer
+
+
+def timeless(state: SessionState) -> dict[str, Any]:
+    """A state without its times, which the log and its twin cannot have in common."""
+    seen = shown(state)
+    for name in TIMES:
+        del seen[name]
+    seen["messages"] = [
+        msgspec.structs.replace(each, recorded_at=state.created_at) for each in state.messages
+    ]
+    return seen

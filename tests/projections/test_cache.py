@@ -1,0 +1,203 @@
+"""The cache of session views: written only forwards, never needed, never in the way."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from uuid import UUID
+
+import msgspec
+import pytest
+import redis.asyncio
+
+from eventlog import EventLog, InvalidRequest, SessionNotFound
+from eventlog.embedded.temporary import ValkeyServer
+from eventlog.envelope import new_id
+from eventlog.testing import message, refused, until
+from eventlog.view_cache import ViewCache
+from eventlog.views import SessionView, view_of
+from projections.cache import CacheWriter
+from projections.projection import Projection
+from tests.conftest import OpenLog
+from tests.projections.checks import project_all, step, take_shards
+
+
+async def view_at(log: EventLog, session_id: UUID, seq: int) -> SessionView:
+    """The view as it was at a seq."""
+    return view_of(await log.replayer.structure(session_id, seq))
+
+
+def cache_of(log: EventLog) -> ViewCache:
+    """The log's cache, which it must have."""
+    assert log.views.cache is not None
+    return log.views.cache
+
+
+async def test_cache_when_writers_race_keeps_the_newest(log: EventLog, open_log: OpenLog) -> None:
+    """Fifty writers from three processes, in any order: the greatest seq stays."""
+    session = await log.create_session()
+    await session.append([message(str(each)) for each in range(49)])
+    views = [await view_at(log, session.id, seq) for seq in range(1, 51)]
+    caches = [cache_of(each) for each in (log, await open_log(), await open_log())]
+
+    await asyncio.gather(
+        *(caches[place % 3].put([view]) for place, view in enumerate(reversed(views)))
+    )
+
+    assert await caches[1].get(session.id) == views[-1]
+    await caches[0].put([views[10]])
+    assert await caches[2].get(session.id) == views[-1]
+
+
+async def test_cache_when_invalidated_takes_nothing_older(log: EventLog) -> None:
+    """A view that was forgotten isn't replaced by an older one from a late writer."""
+    session = await log.create_session()
+    await session.append([message("one"), message("two")])
+    cache = cache_of(log)
+    await cache.put([await view_at(log, session.id, 2)])
+
+    await cache.invalidate(session.id)
+    assert await cache.get(session.id) is None
+    await cache.put([await view_at(log, session.id, 1)])
+    assert await cache.get(session.id) is None
+    again = await view_at(log, session.id, 2)
+    await cache.put([again])
+
+    assert await cache.get(session.id) == again
+
+
+async def test_view_when_read_comes_from_the_cheapest_place(log: EventLog) -> None:
+    """Log, then row, then cache; each is as new as it says, and `min_seq` goes on to the next."""
+    session = await log.create_session(user_id="ada")
+    first = await session.view()
+    assert first == await view_at(log, session.id, 1)
+    done = await session.append(message())
+
+    assert (await session.view()).seq == 1  # from the cache, which nobody has brought up to date
+    mine = await session.view(min_seq=done.last_seq)
+    assert mine == await view_at(log, session.id, done.last_seq)
+    assert await session.view() == mine
+    await session.append(message())
+    await project_all(log)
+    assert (await session.view(min_seq=3)).message_count == 2
+
+    with refused(InvalidRequest):
+        await session.view(min_seq=99)
+    with refused(InvalidRequest):
+        await session.view(min_seq=-1)
+    with refused(SessionNotFound):
+        await log.handle(new_id()).view()
+
+
+async def test_view_when_the_cache_holds_nonsense_comes_from_postgres(
+    own_log: EventLog, client: redis.asyncio.Redis
+) -> None:
+    """Broken JSON, or another session's view, under the session's key: not believed."""
+    session, other = await own_log.create_session(), await own_log.create_session()
+    expected, foreign = await session.view(), await other.view()
+    (key,) = [
+        name
+        async for name in client.scan_iter(match="*:view:*")
+        if str(session.id).encode() in name
+    ]
+
+    for nonsense in (b"{", b"\xff", b"null", msgspec.json.encode(foreign)):
+        await client.hset(key, "view", nonsense)
+        assert await session.view() == expected
+    await client.set(key, "a string")
+    assert await session.view() == expected
+
+
+async def test_view_when_redis_was_flushed_is_right(
+    own_log: EventLog, client: redis.asyncio.Redis
+) -> None:
+    """Everything in Redis is gone: the next read fills the cache again."""
+    session = await own_log.create_session()
+    await session.append(message())
+    await project_all(own_log)
+    expected = await session.view()
+
+    await client.flushall()
+
+    assert await session.view() == expected
+    assert await cache_of(own_log).get(session.id) == expected
+
+
+async def test_view_when_redis_is_down_costs_next_to_nothing(
+    own_log: EventLog, valkey: ValkeyServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hundreds of reads without Redis: all answered, one of them tries it, and says so."""
+    session = await own_log.create_session()
+    expected = await session.view()
+    await asyncio.to_thread(valkey.kill)
+    begin = time.monotonic()
+
+    found = [await session.view() for _ in range(300)]
+
+    assert set(map(repr, found)) == {repr(expected)}
+    assert time.monotonic() - begin < 3
+    assert "cache.failed" in capsys.readouterr().out
+
+
+async def test_view_when_redis_hangs_waits_no_longer_than_the_limit(
+    own_log: EventLog, valkey: ValkeyServer
+) -> None:
+    """A Redis that accepts and says nothing delays a read by half a second, once."""
+    session = await own_log.create_session()
+    expected = await session.view()
+    await asyncio.to_thread(valkey.pause)
+    begin = time.monotonic()
+
+    found = await asyncio.gather(*(session.view() for _ in range(50)))
+
+    assert all(each == expected for each in found)
+    assert time.monotonic() - begin < 2
+
+
+async def test_cache_when_written_has_a_time_to_live(
+    own_log: EventLog, client: redis.asyncio.Redis
+) -> None:
+    """As long as the settings say."""
+    session = await own_log.create_session()
+    await session.view()
+
+    (key,) = [name async for name in client.scan_iter(match="*:view:*")]
+
+    assert 0 < await client.ttl(key) <= own_log.settings.cache_ttl_seconds
+
+
+async def test_writer_when_redis_was_away_writes_what_it_missed(
+    own_log: EventLog, valkey: ValkeyServer
+) -> None:
+    """The cache is not left behind by an outage, though Redis lost nothing in it."""
+    session = await own_log.create_session()
+    other = await own_log.create_session()
+    writer, projection = CacheWriter(own_log), Projection(own_log)
+    progress = {lease.shard: await projection.begin(lease) for lease in await take_shards(own_log)}
+    await writer.write(await step(own_log, projection, progress[session.shard]))
+    await asyncio.to_thread(valkey.stop)
+    await session.append(message())
+    await writer.write(await step(own_log, projection, progress[session.shard]))
+    await asyncio.to_thread(valkey.start)
+    cache = cache_of(own_log)
+
+    async def caught_up() -> bool:
+        await other.append(message())
+        await writer.write(await step(own_log, projection, progress[other.shard]))
+        view = await cache.get(session.id)
+        return view is not None and view.seq == 2
+
+    await until(caught_up)
+
+
+async def test_writer_when_a_shard_is_taken_over_writes_its_newest(log: EventLog) -> None:
+    """The worker before died between its commit and the cache: whoever follows makes it good."""
+    session = await log.create_session()
+    await session.view()
+    done = await session.append(message())
+    await project_all(log)  # which writes no cache
+    assert (await session.view()).seq == 1
+
+    await CacheWriter(log).refresh(session.shard, done.position)
+
+    assert (await session.view()).seq == done.last_seq
