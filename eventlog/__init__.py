@@ -62,11 +62,12 @@ from eventlog.events import (
     Unrecognized,
     Usage,
 )
+from eventlog.folding import evolve, fold, initial
 from eventlog.log import EventLog
 from eventlog.reply import Reply
 from eventlog.session import Session
 from eventlog.settings import Settings
-from eventlog.state import Handoff, SessionState, evolve, fold, initial
+from eventlog.state import Handoff, SessionState
 from eventlog.subscription import SessionSubscription, UserSubscription
 from eventlog.views import SessionPage, SessionView
 

@@ -19,10 +19,11 @@ from typing import Final, Literal, NewType
 from uuid import UUID
 
 import msgspec
-from asyncpg.pgproto.pgproto import UUID as FastUUID  # a uuid.UUID, made 8 times as fast
+from asyncpg.pgproto.pgproto import UUID as FastUUID  # noqa: N811 - a uuid.UUID made 8 times as fast
 
+from eventlog.codec import decode_event
 from eventlog.errors import InvalidRequest
-from eventlog.events import Event, TokenAppended, TokensAppended, decode_event
+from eventlog.events import Event, TokenAppended, TokensAppended
 
 Seq = NewType("Seq", int)
 """Number of an event within its session, from 1; 0 stands for the empty session."""
@@ -226,6 +227,11 @@ def closing_id_of(session_id: UUID, message_id: str) -> UUID:
     it up.
     """
     return _named(session_id, f"close:{message_id}")
+
+
+def opening_id_of(session_id: UUID, message_id: str) -> UUID:
+    """Event id under which a streamed message starts: no two writers can start the same one."""
+    return uuid.uuid5(session_id, f"open:{message_id}")
 
 
 def derived_id(event_id: UUID, index: int) -> UUID:

@@ -123,6 +123,10 @@ class OutcomeUnknown(EventLogError):
         self.event_id = event_id
 
 
+class CorruptEvent(EventLogError):
+    """Stored bytes that are no event of any version: the row was damaged outside this library."""
+
+
 # --- set-up --------------------------------------------------------------------------------------
 
 

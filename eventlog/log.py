@@ -18,6 +18,7 @@ from uuid import UUID
 import msgspec
 
 from eventlog.batcher import Batcher
+from eventlog.codec import encode_event
 from eventlog.embedded import Servers, open_servers
 from eventlog.envelope import (
     BY_ID,
@@ -36,12 +37,7 @@ from eventlog.errors import (
     SessionExists,
     SessionNotFound,
 )
-from eventlog.events import (
-    MessageInterrupted,
-    SessionCreated,
-    encode_event,
-    type_code,
-)
+from eventlog.events import MessageInterrupted, SessionCreated, type_code
 from eventlog.fanout import FanOut
 from eventlog.hub import Hub
 from eventlog.memory import MemoryStore

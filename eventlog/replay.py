@@ -19,11 +19,12 @@ from uuid import UUID
 
 import msgspec
 
-from eventlog import state as fold
+from eventlog import folding as fold
+from eventlog.codec import decode_event
 from eventlog.entries import ChunkMissing
 from eventlog.envelope import FRAME, RecordedEvent, Row, as_frame, expand
 from eventlog.errors import InvalidRequest, SessionNotFound
-from eventlog.events import SessionCreated, decode_event
+from eventlog.events import SessionCreated
 from eventlog.snapshots import SnapshotDamaged, Snapshots
 from eventlog.state import SessionState
 from eventlog.store import ROWS_PER_PAGE_MAX, Head, Store

@@ -16,10 +16,9 @@ under one and the same event id, and every frame is refused once that id is in t
 from __future__ import annotations
 
 import asyncio
-import uuid
 from typing import TYPE_CHECKING, Any, Final, Self, get_args
-from uuid import UUID
 
+from eventlog.codec import check_text, encode_frame
 from eventlog.envelope import FRAME, Draft, closing_id_of, new_id
 from eventlog.errors import (
     EventIdReused,
@@ -39,8 +38,6 @@ from eventlog.events import (
     TokensAppended,
     ToolCall,
     Usage,
-    check_text,
-    encode_frame,
 )
 from eventlog.store import Answer, Command
 from eventlog.telemetry import get_logger
@@ -371,11 +368,6 @@ class Reply:
             ToolCall(id=call, name="", arguments="".join(parts))
             for call, parts in self._arguments.items()
         ]
-
-
-def opening_id_of(session_id: UUID, message_id: str) -> UUID:
-    """Event id under which a streamed message starts: no two writers can start the same one."""
-    return uuid.uuid5(session_id, f"open:{message_id}")
 
 
 def _check_place(channel: object, tool_call_id: object) -> None:

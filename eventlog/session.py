@@ -15,38 +15,34 @@ from uuid import UUID
 
 from eventlog import events as ev
 from eventlog import revisions
+from eventlog.drafts import BATCH_EVENTS_MAX, check_batch, check_seq, make_draft, parse_event_id
 from eventlog.entries import Message
 from eventlog.envelope import (
     ANY,
-    BY_ID,
-    SEALS,
-    TOMBSTONE,
     Appended,
     Draft,
     Expected,
     RecordedEvent,
     Row,
-    closing_id_of,
     derived_id,
-    new_id,
 )
 from eventlog.errors import (
-    InvalidEvent,
     InvalidRequest,
     OutcomeUnknown,
     SessionNotFound,
 )
-from eventlog.reply import Reply, opening_id_of
+from eventlog.reply import Reply
 from eventlog.state import SessionState
 from eventlog.store import Answer, Command
 from eventlog.subscription import SessionSubscription
+from eventlog.telemetry import get_logger
 from eventlog.views import SessionView
 
 if TYPE_CHECKING:
     from eventlog.log import EventLog
 
-BATCH_EVENTS_MAX: Final = 1_000
-"""Events of one atomic batch."""
+log = get_logger()
+
 BATCH_BYTES_MAX: Final = 64 * 1024 * 1024
 """Payload of one atomic batch (more, when a single event may have more)."""
 
@@ -100,38 +96,13 @@ class Session:
 
     def draft(self, event: ev.StoredEvent, event_id: UUID | None = None) -> Draft:
         """An event with its id and bytes, ready to be appended. Raises `InvalidEvent`."""
-        data = ev.encode_event(event, bytes_max=self._log.settings.event_bytes_max)
-        flags = 0 if event_id is None else BY_ID
-        match event:
-            case ev.MessageAdded():
-                pass
-            case ev.SessionCreated() | ev.TokensAppended():
-                raise InvalidEvent(
-                    f"{type(event).__name__} is appended only by create_session(), fork(), reply()"
-                )
-            case ev.MessageStarted():
-                event_id, flags = opening_id_of(self.id, event.message_id), BY_ID
-            case ev.MessageCompleted() | ev.MessageInterrupted() if event_id is None:
-                event_id, flags = closing_id_of(self.id, event.message_id), BY_ID
-            case ev.SessionClosed():
-                flags |= SEALS
-            case ev.SessionDeleted():
-                flags |= SEALS | TOMBSTONE
-            case _:
-                pass
-        return Draft(event_id or new_id(), ev.type_code(event), flags, 1, data)
+        return make_draft(event, event_id, self.id, bytes_max=self._log.settings.event_bytes_max)
 
     async def append_drafts(
         self, drafts: list[Draft], *, expected_seq: Expected = ANY, message_id: str = ""
     ) -> Appended:
         """Append prepared events as one batch; see `append`."""
-        expected = None
-        if expected_seq is not ANY:
-            if isinstance(expected_seq, bool) or not isinstance(expected_seq, int):
-                raise InvalidRequest("expected_seq must be a whole number of 0 or more, or ANY")
-            if not 0 <= expected_seq < 2**62:
-                raise InvalidRequest(f"expected_seq {expected_seq} is out of range")
-            expected = expected_seq
+        expected = None if expected_seq is ANY else check_seq(expected_seq, "expected_seq")
         check_batch(drafts, bytes_max=max(BATCH_BYTES_MAX, self._log.settings.event_bytes_max))
         self.flush_replies()
         return await self.settle(
@@ -154,6 +125,7 @@ class Session:
             if not batcher.withdraw(command):
                 await _wait_for_outcome(command)
                 if isinstance(command.outcome, OutcomeUnknown):
+                    log.warning("append.outcome_unknown", error=str(command.outcome))
                     raise cancelled from command.outcome
             raise
         first = command.drafts[0]
@@ -363,7 +335,7 @@ class Session:
         return await revisions.end(self, ev.SessionCleared(reason=reason), "cleared")
 
     async def close(self, *, reason: str | None = None) -> Appended:
-        """Take no more events; open replies end. Subscriptions end here, reading and forking go on."""
+        """Take no more events: open replies and subscriptions end; reading and forking go on."""
         return await revisions.end(self, ev.SessionClosed(reason=reason), "closed")
 
     async def delete(self, *, reason: str | None = None) -> Appended:
@@ -385,38 +357,3 @@ async def _wait_for_outcome(command: Command) -> None:
             continue
     if command.future.done() and not command.future.cancelled():
         command.future.exception()  # seen: the cancellation is what the caller gets
-
-
-def check_batch(drafts: list[Draft], *, bytes_max: int) -> None:
-    """Raise `InvalidRequest` for events behind the session's end, and for too many bytes."""
-    ended = 0
-    for draft in drafts:
-        if ended and (ended & TOMBSTONE or not draft.flags & TOMBSTONE):
-            raise InvalidRequest(
-                "session.closed and session.deleted must be the last event of their batch; "
-                "nothing may follow them"
-            )
-        ended |= draft.flags & (SEALS | TOMBSTONE)
-    byte_count = sum(len(draft.data) for draft in drafts)
-    if byte_count > bytes_max:
-        raise InvalidRequest(
-            f"a batch of {byte_count:,} bytes; the limit is {bytes_max:,}: split it, or store "
-            "large things elsewhere and append references"
-        )
-
-
-def check_seq(seq: object, name: str) -> None:
-    """Raise `InvalidRequest` unless `seq` is a whole number from 0 to 2^62."""
-    if isinstance(seq, bool) or not isinstance(seq, int) or not 0 <= seq < 2**62:
-        raise InvalidRequest(f"{name} must be a seq: a whole number of 0 or more, not {seq!r}")
-
-
-def parse_event_id(text: str) -> UUID:
-    """An event id from text; raises `InvalidRequest`."""
-    try:
-        return UUID(text)
-    except (ValueError, AttributeError, TypeError):
-        raise InvalidRequest(
-            f"event_id {text!r:.80} is not a UUID; make one with uuid.uuid4(), or derive it from "
-            "your own key with uuid.uuid5(namespace, key)"
-        ) from None

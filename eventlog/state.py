@@ -1,28 +1,20 @@
-"""The state of a session: what its events add up to. Pure: no clock, no ids, no I/O.
+"""The state of a session at one seq: what its events add up to, and what can be asked of it.
 
-`initial()` is the state before the first event, `evolve(state, recorded)` the state after one more,
-`fold(state, many)` after many. Nothing passed in is changed. A message that was streamed and the
-same message added whole lead to the same state; increments may be given one by one, as frames, or
-left out wherever the message's end is among the events (`message.completed` and
-`message.interrupted` carry the text).
-
-Rewinding concerns the conversation: messages, context, and the agent who answers. Facts about the
-session (title, metadata, usage, runs, scratchpad) stay as they are.
+A state is a header and the messages. `folding` makes states, `snapshots` saves them; here is what
+they consist of, the list of visible messages, and the context that a model sees next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Final, Literal, assert_never
+from typing import Any, Final, Literal
 from uuid import UUID
 
 import msgspec
 
-from eventlog import events as ev
 from eventlog.entries import Chunk, Entries, Message
-from eventlog.envelope import RecordedEvent
-from eventlog.events import ToolCall, Usage
+from eventlog.events import ToolCall
 
 FOLD_VERSION: Final = 1
 """Raise this when `evolve` gives another result for old events: older snapshots are dropped."""
@@ -30,7 +22,6 @@ SUMMARY_PREFIX: Final = (
     "The earlier part of this conversation was summarised to save space. The summary:\n\n"
 )
 """What a model reads before a summary in its context."""
-_STATUS_OF_RUN: Final = {"started": "running", "stop_requested": "stopping"}
 
 
 class Compaction(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -115,7 +106,7 @@ class SessionState(SessionHeader, kw_only=True):
     @property
     def messages(self) -> Sequence[Message]:
         """Messages of the conversation in order, open and interrupted ones included."""
-        _settle(self)
+        settle(self)
         if not self.clears and not self.retractions:
             return self.entries
         start = self.entries.index_after(self.clears[-1]) if self.clears else 0
@@ -146,7 +137,7 @@ class SessionState(SessionHeader, kw_only=True):
     @property
     def open_messages(self) -> list[Message]:
         """Messages that still stream."""
-        _settle(self)
+        settle(self)
         return [self.entries[each.index] for each in self.opened.values()]
 
     def is_rewound(self, seq: int) -> bool:
@@ -158,7 +149,7 @@ class SessionState(SessionHeader, kw_only=True):
 
     def context_messages(self) -> list[Message]:
         """Messages that a model sees next, in order, without the summary."""
-        _settle(self)
+        settle(self)
         cleared = self.clears[-1] if self.clears else 0
         standing = self.compaction
         chosen: list[Message] = []
@@ -201,260 +192,7 @@ class SessionState(SessionHeader, kw_only=True):
         return result
 
 
-def initial(session_id: UUID) -> SessionState:
-    """The state of a session before its first event."""
-    return SessionState(session_id=session_id)
-
-
-def evolve(state: SessionState, recorded: RecordedEvent) -> SessionState:
-    """The state after one more event. Raises `ValueError` for an event that isn't the next."""
-    return fold(state, (recorded,))
-
-
-def fold(state: SessionState, recorded: Iterable[RecordedEvent]) -> SessionState:
-    """The state after all of `recorded`, in order. `state` is not changed."""
-    result = copy(state)
-    for each in recorded:
-        apply(result, each)
-    return result
-
-
-def copy(state: SessionState) -> SessionState:
-    """A state of one's own with the same content."""
-    return msgspec.structs.replace(
-        state,
-        entries=state.entries.copy(),
-        metadata=dict(state.metadata),
-        agents=list(state.agents),
-        agent_history=list(state.agent_history),
-        runs=dict(state.runs),
-        scratchpad=dict(state.scratchpad),
-        clears=list(state.clears),
-        compactions=list(state.compactions),
-        retractions=list(state.retractions),
-        rewinds=list(state.rewinds),
-        earlier_handoffs=list(state.earlier_handoffs),
-        opened={
-            name: OpenMessage(
-                index=each.index,
-                texts=list(each.texts),
-                reasoning=list(each.reasoning),
-                arguments=dict(each.arguments),
-            )
-            for name, each in state.opened.items()
-        },
-    )
-
-
-def apply(state: SessionState, recorded: RecordedEvent) -> None:
-    """Change `state`, which must be the caller's own (`initial`, `copy`), by one event."""
-    if recorded.seq <= state.seq:
-        raise ValueError(f"event {recorded.seq} can't follow {state.seq}")
-    state.seq = recorded.seq
-    state.updated_at = recorded.recorded_at
-    _apply(state, recorded, recorded.event)
-
-
-def collect(state: SessionState, event: ev.Event) -> None:
-    """Add the text of token increments to the open message they belong to; else do nothing."""
-    match event:
-        case ev.TokenAppended():
-            if opened := state.opened.get(event.message_id):
-                _collect(opened, event.channel, event.text, event.tool_call_id)
-        case ev.TokensAppended():
-            if opened := state.opened.get(event.message_id):
-                _collect(opened, event.channel, "".join(event.texts), event.tool_call_id)
-
-
-def _apply(state: SessionState, recorded: RecordedEvent, event: ev.Event) -> None:
-    match event:
-        case ev.TokenAppended() | ev.TokensAppended():
-            collect(state, event)
-        case ev.MessageAdded():
-            _add(state, recorded, event)
-        case ev.MessageStarted():
-            _start(state, recorded, event)
-        case ev.MessageCompleted() | ev.MessageInterrupted():
-            _close(state, recorded, event)
-        case ev.MessageRetracted():
-            _retract(state, recorded.seq, event.message_id)
-        case ev.SessionCreated():
-            _create(state, recorded, event)
-        case ev.SessionUpdated():
-            state.title = event.title if event.title is not None else state.title
-            removed = {key for key, value in event.metadata.items() if value is None}
-            merged = {**state.metadata, **event.metadata}
-            state.metadata = {key: merged[key] for key in merged if key not in removed}
-        case ev.SessionCleared():
-            state.clears.append(recorded.seq)
-            state.opened.clear()
-            state.message_count = state.token_count = state.context_token_count = 0
-        case ev.SessionRewound():
-            _rewind(state, recorded.seq, event.to_seq)
-        case ev.SessionClosed():
-            state.status = "closed"
-        case ev.SessionDeleted():
-            state.status = "deleted"
-        case ev.AgentActivated():
-            _activate(state, recorded.seq, event.agent)
-        case ev.AgentHandedOff():
-            if state.handoff is not None:
-                state.earlier_handoffs.append(state.handoff)
-            state.handoff = Handoff(
-                seq=recorded.seq,
-                from_agent=event.from_agent or state.current_agent,
-                to_agent=event.to_agent,
-                context=event.context,
-            )
-            _activate(state, recorded.seq, event.to_agent)
-        case ev.RunStarted():
-            state.runs[event.run_id] = _STATUS_OF_RUN["started"]
-            state.run_count += 1
-        case ev.RunStopRequested():
-            if event.run_id in state.runs:
-                state.runs[event.run_id] = _STATUS_OF_RUN["stop_requested"]
-        case ev.RunFinished() | ev.RunFailed():
-            state.runs.pop(event.run_id, None)
-        case ev.CompactionCompleted():
-            _compact(state, recorded.seq, event)
-        case ev.CompactionReverted():
-            _revert(state, recorded.seq, event.compaction_seq)
-        case ev.ScratchpadWritten():
-            if event.value is None:
-                state.scratchpad.pop(event.name, None)
-            else:
-                state.scratchpad[event.name] = event.value
-        case ev.CompactionRequested() | ev.CompactionFailed() | ev.Custom() | ev.Unrecognized():
-            pass
-        case _:
-            assert_never(event)
-
-
-# --- messages ------------------------------------------------------------------------------------
-
-
-def _add(state: SessionState, recorded: RecordedEvent, event: ev.MessageAdded) -> None:
-    message = Message(
-        message_id=event.message_id or str(recorded.event_id),
-        seq=recorded.seq,
-        role=event.role,
-        content=event.content,
-        agent=event.agent,
-        name=event.name,
-        model=event.model,
-        reasoning=event.reasoning,
-        tool_calls=event.tool_calls,
-        tool_call_id=event.tool_call_id,
-        token_count=event.token_count,
-        usage=event.usage,
-        finish_reason=event.finish_reason,
-        metadata=event.metadata,
-        native=event.native,
-        recorded_at=recorded.recorded_at,
-        closed_seq=recorded.seq,
-    )
-    state.entries.append(message)
-    state.message_count += 1
-    _count_tokens(state, message, 1)
-    _spend(state, event.usage)
-    if event.agent and event.agent != state.current_agent:
-        _activate(state, recorded.seq, event.agent)
-
-
-def _start(state: SessionState, recorded: RecordedEvent, event: ev.MessageStarted) -> None:
-    if event.message_id in state.opened:
-        return
-    message = Message(
-        message_id=event.message_id,
-        seq=recorded.seq,
-        role=event.role,
-        agent=event.agent,
-        name=event.name,
-        model=event.model,
-        metadata=event.metadata,
-        status="open",
-        recorded_at=recorded.recorded_at,
-    )
-    state.opened[event.message_id] = OpenMessage(index=state.entries.append(message))
-    state.message_count += 1
-    if event.agent and event.agent != state.current_agent:
-        _activate(state, recorded.seq, event.agent)
-
-
-def _collect(opened: OpenMessage, channel: ev.Channel, text: str, tool: str | None) -> None:
-    match channel:
-        case "text":
-            opened.texts.append(text)
-        case "reasoning":
-            opened.reasoning.append(text)
-        case "tool-arguments":
-            opened.arguments[tool or ""] = opened.arguments.get(tool or "", "") + text
-        case _:
-            assert_never(channel)
-
-
-def _close(
-    state: SessionState,
-    recorded: RecordedEvent,
-    event: ev.MessageCompleted | ev.MessageInterrupted,
-) -> None:
-    if isinstance(event, ev.MessageCompleted):
-        _spend(state, event.usage)
-    opened = state.opened.pop(event.message_id, None)
-    if opened is None:
-        return  # cleared or rewound away while it streamed
-    message = state.entries[opened.index]
-    match event:
-        case ev.MessageCompleted():
-            closed = msgspec.structs.replace(
-                message,
-                content=event.content,
-                reasoning=event.reasoning,
-                tool_calls=event.tool_calls,
-                finish_reason=event.finish_reason,
-                usage=event.usage,
-                token_count=event.token_count,
-                metadata={**message.metadata, **event.metadata},
-                opening_metadata=message.metadata if event.metadata else None,
-                native=event.native,
-                status="complete",
-                closed_seq=recorded.seq,
-            )
-        case ev.MessageInterrupted():
-            closed = msgspec.structs.replace(
-                message,
-                content=event.content,
-                reasoning=event.reasoning,
-                tool_calls=event.tool_calls,
-                interrupt_reason=event.reason,
-                status="interrupted",
-                closed_seq=recorded.seq,
-            )
-        case _:
-            assert_never(event)
-    state.entries.replace(opened.index, closed)
-    _count_tokens(state, closed, 1)
-
-
-def _retract(state: SessionState, seq: int, message_id: str) -> None:
-    cleared = state.clears[-1] if state.clears else 0
-    for index in range(len(state.entries) - 1, -1, -1):
-        message = state.entries[index]
-        if message.seq <= cleared:
-            return
-        if message.message_id == message_id and not message.retracted_seq:
-            _settle(state)
-            if message_id in state.opened and state.opened[message_id].index == index:
-                del state.opened[message_id]
-            message = state.entries[index]
-            state.entries.replace(index, msgspec.structs.replace(message, retracted_seq=seq))
-            state.retractions.append((seq, index))
-            state.message_count -= 1
-            _count_tokens(state, message, -1)
-            return
-
-
-def _settle(state: SessionState) -> None:
+def settle(state: SessionState) -> None:
     """Write what open messages received so far into their entries."""
     for opened in state.opened.values():
         if not (opened.texts or opened.reasoning or opened.arguments):
@@ -495,141 +233,3 @@ def _as_provider_dict(message: Message) -> dict[str, Any]:
     if message.tool_call_id:
         result["tool_call_id"] = message.tool_call_id
     return result
-
-
-# --- the session ---------------------------------------------------------------------------------
-
-
-def _create(state: SessionState, recorded: RecordedEvent, event: ev.SessionCreated) -> None:
-    state.session_id = recorded.session_id
-    state.key = event.key
-    state.user_id = event.user_id if event.user_id is not None else state.user_id
-    state.title = event.title if event.title is not None else state.title
-    state.metadata = {**state.metadata, **event.metadata}
-    state.status = "open"
-    state.created_at = recorded.recorded_at
-    state.parent_session_id = event.parent_session_id
-    state.parent_seq = event.parent_seq
-    state.runs = {}
-
-
-def _activate(state: SessionState, seq: int, agent: str) -> None:
-    state.agent_history.append((seq, agent))
-    if agent not in state.agents:
-        state.agents.append(agent)
-
-
-def _rewind(state: SessionState, seq: int, to_seq: int) -> None:
-    for at, earlier in state.rewinds:
-        if earlier < to_seq < at:
-            to_seq = earlier  # what a rewind left behind is not in the fold any more
-    state.rewinds = [each for each in state.rewinds if each[0] <= to_seq] + [(seq, to_seq)]
-    state.entries.truncate(state.entries.index_after(to_seq))
-    length = len(state.entries)
-    state.opened = {name: each for name, each in state.opened.items() if each.index < length}
-    for at, index in state.retractions:
-        if at > to_seq and index < length:
-            message = state.entries[index]
-            state.entries.replace(index, msgspec.structs.replace(message, retracted_seq=0))
-    state.retractions = [
-        (at, index) for at, index in state.retractions if at <= to_seq and index < length
-    ]
-    state.clears = [at for at in state.clears if at <= to_seq]
-    _reopen(state, to_seq)
-    state.compactions = [
-        msgspec.structs.replace(each, reverted_seq=0) if each.reverted_seq > to_seq else each
-        for each in state.compactions
-        if each.seq <= to_seq
-    ]
-    state.agent_history = [(at, agent) for at, agent in state.agent_history if at <= to_seq]
-    while state.handoff is not None and state.handoff.seq > to_seq:
-        state.handoff = state.earlier_handoffs.pop() if state.earlier_handoffs else None
-    visible = state.messages
-    state.message_count = len(visible)
-    state.token_count = sum(each.token_count or 0 for each in visible)
-    _count_context(state)
-
-
-def _reopen(state: SessionState, to_seq: int) -> None:
-    """Let messages that were visible and open at `to_seq` be open again."""
-    streaming = {each.index for each in state.opened.values()}
-    first = state.entries.index_after(state.clears[-1] if state.clears else 0)
-    for index, message in enumerate(state.entries.iterate_from(first), first):
-        was_open = message.closed_seq > to_seq or message.status == "open"
-        if was_open and not message.retracted_seq and index not in streaming:
-            state.opened[message.message_id] = OpenMessage(index=index)
-            state.entries.replace(index, _reopened(message))
-
-
-def _reopened(message: Message) -> Message:
-    """The message as it was when it had only been started."""
-    return Message(
-        message_id=message.message_id,
-        seq=message.seq,
-        role=message.role,
-        agent=message.agent,
-        name=message.name,
-        model=message.model,
-        metadata=(
-            message.metadata if message.opening_metadata is None else message.opening_metadata
-        ),
-        recorded_at=message.recorded_at,
-        status="open",
-    )
-
-
-def _compact(state: SessionState, seq: int, event: ev.CompactionCompleted) -> None:
-    # Made while someone rewound to before its end: it tells of what is no longer said.
-    stale = state.is_rewound(event.to_seq)
-    state.compactions.append(
-        Compaction(
-            seq=seq,
-            from_seq=event.from_seq,
-            to_seq=event.to_seq,
-            kept=event.kept,
-            summary=event.summary,
-            model=event.model,
-            tokens_before=event.tokens_before,
-            tokens_after=event.tokens_after,
-            reverted_seq=seq if stale else 0,
-        )
-    )
-    _spend(state, event.usage)
-    _count_context(state)
-
-
-def _revert(state: SessionState, seq: int, compaction_seq: int) -> None:
-    state.compactions = [
-        msgspec.structs.replace(each, reverted_seq=seq)
-        if each.seq == compaction_seq and not each.reverted_seq
-        else each
-        for each in state.compactions
-    ]
-    _count_context(state)
-
-
-# --- counting ------------------------------------------------------------------------------------
-
-
-def _count_tokens(state: SessionState, message: Message, sign: int) -> None:
-    """Count a visible message that was added, has ended (1) or goes away (-1)."""
-    if message.token_count:
-        state.token_count += sign * message.token_count
-        standing = state.compaction
-        if standing is None or message.seq > standing.to_seq or message.seq in standing.kept:
-            state.context_token_count += sign * message.token_count
-
-
-def _count_context(state: SessionState) -> None:
-    """Count again after a compaction: of older messages only those in the context are read."""
-    standing = state.compaction
-    inside = sum(each.token_count or 0 for each in state.context_messages())
-    state.context_token_count = inside + ((standing.tokens_after or 0) if standing else 0)
-
-
-def _spend(state: SessionState, usage: Usage | None) -> None:
-    if usage is not None:
-        state.input_tokens += usage.input_tokens
-        state.output_tokens += usage.output_tokens
-        state.cached_tokens += usage.cached_tokens
-        state.reasoning_tokens += usage.reasoning_tokens

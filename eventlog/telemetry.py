@@ -16,6 +16,7 @@ import structlog
 
 LOG_EVENTS: Final[dict[str, str]] = {
     "append.refused": "Postgres refused one command as a whole; the caller got the error",
+    "append.outcome_unknown": "a cancelled append may be stored or not; its id would tell",
     "append.will_retry": "a commit could not be settled yet; it is tried again with the same ids",
     "feed.publish_failed": "Redis did not take rows; appends go on, the relay repairs the feed",
     "feed.repaired": "rows missing in a feed were copied from Postgres",

@@ -38,9 +38,10 @@ from eventlog.errors import (
     SessionNotFound,
     WrongExpectedSeq,
 )
+from eventlog.folding import fold, initial
 from eventlog.log import EventLog
 from eventlog.session import Session
-from eventlog.state import SessionState, fold, initial
+from eventlog.state import SessionState
 
 WAIT_SECONDS_MAX: Final = 20.0
 """Longest time to wait for a fact; a test that waits longer fails."""

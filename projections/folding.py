@@ -19,7 +19,7 @@ from uuid import UUID
 
 import msgspec
 
-from eventlog import state as fold
+from eventlog import folding as fold
 from eventlog.envelope import FRAME, RecordedEvent, Row, as_frame, shard_of
 from eventlog.errors import Unavailable
 from eventlog.postgres import PostgresStore

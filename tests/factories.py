@@ -15,9 +15,11 @@ from uuid import UUID
 import msgspec
 
 from eventlog import events as ev
+from eventlog.codec import encode_event, encode_frame
 from eventlog.entries import Message
 from eventlog.envelope import FRAME, RecordedEvent, Row
-from eventlog.state import SessionHeader, SessionState, fold, initial
+from eventlog.folding import fold, initial
+from eventlog.state import SessionHeader, SessionState
 
 SESSION: Final = UUID("018f0000-0000-7000-8000-000000000001")
 BEGIN: Final = datetime(2026, 1, 1, tzinfo=UTC)
@@ -104,12 +106,12 @@ def rows(past: Iterable[RecordedEvent]) -> list[Row]:
     for position, each in enumerate(framed(past), 1):
         event = each.event
         if isinstance(event, ev.TokensAppended):
-            span, flags, data = len(event.texts), FRAME, ev.encode_frame(event)
+            span, flags, data = len(event.texts), FRAME, encode_frame(event)
         elif isinstance(event, ev.Unrecognized):
             span, flags, data = 1, 0, event.data
         else:
             assert not isinstance(event, ev.TokenAppended)
-            span, flags, data = 1, 0, ev.encode_event(event, bytes_max=BYTES_MAX)
+            span, flags, data = 1, 0, encode_event(event, bytes_max=BYTES_MAX)
         kind = ev.TYPE_CODES.get(ev.tag_of(event), 0)
         us = (each.recorded_at - datetime.fromtimestamp(0, UTC)) // timedelta(microseconds=1)
         result.append(

@@ -15,12 +15,13 @@ import msgspec
 from hypothesis import strategies as st
 
 from eventlog import events as ev
+from eventlog.codec import INTEGER_MAX, INTEGER_MIN
 from eventlog.envelope import RecordedEvent
 from tests.factories import SESSION, recorded
 
 CHANNELS: Final[tuple[ev.Channel, ...]] = ("text", "reasoning", "tool-arguments")
 ROLES: Final[tuple[ev.Role, ...]] = ("user", "assistant", "system", "developer", "tool")
-_INT64: Final = st.integers(ev.INTEGER_MIN, ev.INTEGER_MAX)
+_INT64: Final = st.integers(INTEGER_MIN, INTEGER_MAX)
 _COUNTS: Final = st.integers(0, 2**40)
 
 
@@ -494,7 +495,7 @@ _METADATA: Final = st.dictionaries(_KEYS, st.integers(0, 3), max_size=2)
 _ACTIONS: Final = (
     *("add", "add", "add", "start", "start", "write", "write", "write", "write"),
     *("complete", "complete", "interrupt", "retract", "retract", "clear", "rewind", "rewind"),
-    *("compact", "compact", "revert", "agent", "run", "fact"),
+    *("compact", "compact", "revert", "agent", "agent", "run", "fact"),
 )
 
 

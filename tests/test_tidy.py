@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("eventlog", "projections", "workers")
 
 MODULE_LINES_MAX = 400
+CATALOGUES = {"eventlog/events.py": 450}  # one thing, however many there are of it
 FUNCTION_LINES_P95_MAX = 45
 
 VAGUE_NAMES = {"utils", "common", "helpers", "types", "base", "manager"}
@@ -224,8 +225,9 @@ def vague_names(modules: Iterable[Source]) -> Iterator[str]:
 def long_modules(modules: Iterable[Source]) -> Iterator[str]:
     """Modules with more lines than allowed."""
     for source in modules:
-        if (count := len(source.text.splitlines())) > MODULE_LINES_MAX:
-            yield source.at(count, f"{count} lines, at most {MODULE_LINES_MAX}; split it by nouns")
+        most = CATALOGUES.get(source.path, MODULE_LINES_MAX)
+        if (count := len(source.text.splitlines())) > most:
+            yield source.at(count, f"{count} lines, at most {most}; split it by nouns")
 
 
 def long_functions(modules: Iterable[Source]) -> Iterator[str]:

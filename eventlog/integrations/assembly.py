@@ -19,8 +19,9 @@ from typing import Any, Final
 
 import msgspec
 
+from eventlog.codec import encode_event
 from eventlog.errors import InvalidEvent
-from eventlog.events import Custom, MessageAdded, ToolCall, encode_event
+from eventlog.events import Custom, MessageAdded, ToolCall
 from eventlog.integrations.jsonl import Line, id_of, text_in, time_of
 from eventlog.integrations.transcripts import (
     Format,

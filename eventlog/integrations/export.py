@@ -23,8 +23,9 @@ from uuid import UUID
 import msgspec
 
 from eventlog import events as ev
+from eventlog.codec import decode_event
 from eventlog.envelope import RecordedEvent
-from eventlog.errors import InvalidRequest
+from eventlog.errors import CorruptEvent, InvalidRequest
 from eventlog.integrations.assembly import Assembly
 from eventlog.integrations.jsonl import Line, Progress, read_lines
 from eventlog.integrations.transcripts import (
@@ -101,10 +102,10 @@ def read_export(path: Path, progress: Progress | None = None) -> Transcript:
 def _recorded(line: Line) -> RecordedEvent | None:
     try:
         found = _decoder.decode(line.raw)
-        event: ev.Event = ev.decode_event(found.event)
+        event: ev.Event = decode_event(found.event)
         if isinstance(event, ev.Unrecognized) and event.tag == "token.appended":
             event = _increment_decoder.decode(found.event)
-    except (msgspec.MsgspecError, ev.CorruptEvent, UnicodeDecodeError, RecursionError):
+    except (msgspec.MsgspecError, CorruptEvent, UnicodeDecodeError, RecursionError):
         return None
     return RecordedEvent(found.session_id, found.seq, found.event_id, found.recorded_at, event)
 

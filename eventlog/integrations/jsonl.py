@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import msgspec
 
-from eventlog.events import DEPTH_MAX, INTEGER_MAX, INTEGER_MIN
+from eventlog.codec import DEPTH_MAX, INTEGER_MAX, INTEGER_MIN
 
 RECORD_DEPTH_MAX: Final = DEPTH_MAX - 16
 """Deepest nesting of a record: less than an event's, whose fields hold records further down."""

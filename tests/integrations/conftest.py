@@ -13,8 +13,9 @@ import pytest
 
 from eventlog.envelope import RecordedEvent
 from eventlog.events import SessionCreated, StoredEvent
+from eventlog.folding import fold, initial
 from eventlog.integrations.transcripts import Transcript, event_id_of, resolve
-from eventlog.state import SessionState, fold, initial
+from eventlog.state import SessionState
 
 SESSION: Final = UUID("0192f3a0-0000-7000-8000-000000000001")
 NOON: Final = datetime(2026, 1, 5, 12, tzinfo=UTC)

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from eventlog.codec import encode_event
 from eventlog.errors import InvalidRequest
-from eventlog.events import Custom, MessageAdded, encode_event
+from eventlog.events import Custom, MessageAdded
 from eventlog.integrations.assembly import LINE_BYTES_MAX
 from eventlog.integrations.jsonl import count_of, id_of, time_of
 from eventlog.integrations.transcripts import Transcript, read_transcript, resolve

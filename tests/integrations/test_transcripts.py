@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from eventlog.codec import encode_event
 from eventlog.errors import InvalidRequest
-from eventlog.events import CompactionCompleted, CompactionReverted, SessionRewound, encode_event
+from eventlog.events import CompactionCompleted, CompactionReverted, SessionRewound
 from eventlog.integrations.transcripts import (
     ImportedCompaction,
     ImportedEvent,

@@ -28,10 +28,8 @@ from eventlog import (
     initial,
 )
 from eventlog import events as ev
-from eventlog.testing import read_all, shown
+from eventlog.testing import read_all
 from tests.model.processes import Process
-
-TIMES = ("created_at", "updated_at")
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -155,14 +153,3 @@ def comparable(answer: Any, *, retried: bool = False) -> object:
             return [(each.message_id, each.content) for each in answer]
         case _:
             return answer
-
-
-def timeless(state: SessionState) -> dict[str, Any]:
-    """A state without its times, which the log and its twin cannot have in common."""
-    seen = shown(state)
-    for name in TIMES:
-        del seen[name]
-    seen["messages"] = [
-        msgspec.structs.replace(each, recorded_at=state.created_at) for each in state.messages
-    ]
-    return seen

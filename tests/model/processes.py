@@ -63,7 +63,9 @@ class Process:
         self._stack = AsyncExitStack()
 
     @staticmethod
-    async def start(postgres_url: str, redis_url: str, *, shards: int, settings: Settings) -> Process:
+    async def start(
+        postgres_url: str, redis_url: str, *, shards: int, settings: Settings
+    ) -> Process:
         """A new process on the given servers, whose schema is installed."""
         store = FaultyStore(postgres_url, tenant_id=0, shards=shards, role=APP_ROLE)
         log = EventLog(store, settings=settings, redis_url=redis_url, servers=None)

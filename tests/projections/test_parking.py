@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from eventlog import Custom, EventLog, InvalidRequest, MessageAdded
-from eventlog import events as ev
+from eventlog import Custom, EventLog, InvalidRequest, MessageAdded, folding
 from eventlog.testing import message, refused
-from projections import folding
+from projections.folding import Change
 from projections.parking import StillParked, parked_sessions, retry_parked
 from projections.projection import Projection
 from tests.projections.checks import (
@@ -81,7 +80,7 @@ async def test_session_when_a_view_fails_on_it_is_parked_alone(log: EventLog) ->
     bad, good = await session_in_shard(log, SHARD), await session_in_shard(log, SHARD)
 
     class Picky:
-        async def write(self, connection: Any, changes: list[folding.Change]) -> None:
+        async def write(self, connection: Any, changes: list[Change]) -> None:
             if any(change.session_id == bad.id for change in changes):
                 raise KeyError("no such thing")
 
@@ -106,15 +105,15 @@ async def test_session_when_the_cause_is_gone_comes_back_whole(
     await session.append([message("one"), message("two")])
     await project_all(log)
     await session.append([Custom(name="trap"), message("three")])
-    real = folding.fold.apply
+    real = folding.apply
 
-    def apply(state: Any, recorded: Any) -> None:
-        if isinstance(recorded.event, ev.Custom):
+    def apply(to: Any, recorded: Any) -> None:
+        if isinstance(recorded.event, Custom):
             raise ZeroDivisionError("a bug")
-        real(state, recorded)
+        real(to, recorded)
 
     with monkeypatch.context() as patch:
-        patch.setattr(folding.fold, "apply", apply)
+        patch.setattr(folding, "apply", apply)
         await project_all(log)
         with refused(StillParked):
             await retry_parked(log, session.id)

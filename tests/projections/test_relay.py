@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import redis.asyncio
@@ -39,7 +40,8 @@ async def relay(own_log: EventLog) -> AsyncIterator[None]:
 async def feed_of(log: EventLog, client: redis.asyncio.Redis, shard: int) -> list[Row]:
     """What the shard's feed holds now."""
     assert log.fanout is not None
-    entries = await client.xrange((await log.fanout.keys()).feed(shard))
+    name = (await log.fanout.keys()).feed(shard)
+    entries: list[Any] = await client.execute_command("XRANGE", name, "-", "+")
     rows = [unpack_row(fields[b"r"]) for _, fields in entries]
     assert [last_position([entry]) for entry in entries] == [row.position for row in rows]
     return rows

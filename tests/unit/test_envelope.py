@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eventlog.codec import encode_event, encode_frame
 from eventlog.envelope import (
     BY_ID,
     FRAME,
@@ -35,16 +36,8 @@ from eventlog.envelope import (
     shard_of,
     unpack_row,
 )
-from eventlog.errors import InvalidRequest
-from eventlog.events import (
-    CorruptEvent,
-    MessageAdded,
-    TokenAppended,
-    TokensAppended,
-    Unrecognized,
-    encode_event,
-    encode_frame,
-)
+from eventlog.errors import CorruptEvent, InvalidRequest
+from eventlog.events import MessageAdded, TokenAppended, TokensAppended, Unrecognized
 from tests.factories import BEGIN, SESSION, rows
 from tests.strategies import histories
 

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eventlog.codec import DEPTH_MAX, check_text, decode_event, encode_event, encode_frame
 from eventlog.errors import InvalidEvent, Refused
 from eventlog.events import (
-    DEPTH_MAX,
     EVENT_CLASSES,
     TYPE_CODES,
     AgentActivated,
@@ -39,10 +39,6 @@ from eventlog.events import (
     ToolCall,
     Unrecognized,
     Usage,
-    check_text,
-    decode_event,
-    encode_event,
-    encode_frame,
     tag_of,
     type_code,
 )

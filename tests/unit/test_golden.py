@@ -14,7 +14,8 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from eventlog.errors import EventLogError
+from eventlog.codec import decode_event, encode_event, encode_frame
+from eventlog.errors import CorruptEvent, EventLogError
 from eventlog.events import (
     EVENT_CLASSES,
     TYPE_CODES,
@@ -24,7 +25,6 @@ from eventlog.events import (
     CompactionFailed,
     CompactionRequested,
     CompactionReverted,
-    CorruptEvent,
     Custom,
     MessageAdded,
     MessageCompleted,
@@ -47,9 +47,6 @@ from eventlog.events import (
     ToolCall,
     Unrecognized,
     Usage,
-    decode_event,
-    encode_event,
-    encode_frame,
     tag_of,
     type_code,
 )

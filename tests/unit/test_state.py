@@ -19,17 +19,8 @@ from hypothesis import strategies as st
 from eventlog import events as ev
 from eventlog.entries import CHUNK_LENGTH, Chunk, ChunkMissing, Entries, Message
 from eventlog.envelope import RecordedEvent
-from eventlog.state import (
-    SUMMARY_PREFIX,
-    SessionHeader,
-    SessionState,
-    apply,
-    collect,
-    copy,
-    evolve,
-    fold,
-    initial,
-)
+from eventlog.folding import apply, collect, copy, evolve, fold, initial
+from eventlog.state import SUMMARY_PREFIX, SessionHeader, SessionState
 from tests.factories import (
     BEGIN,
     SESSION,

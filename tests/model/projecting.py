@@ -1,0 +1,154 @@
+"""A projector that is moved step by step, can die at each point of a batch, and come back as a zombie.
+
+Its leases are over as soon as they are taken, so anybody may take any shard at any time: what keeps
+two projectors apart here is the epoch in the checkpoint alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final, Literal
+
+import asyncpg
+import msgspec
+
+from eventlog import Message, RecordedEvent, fold, initial
+from eventlog import events as ev
+from eventlog.envelope import Row
+from eventlog.views import view_of
+from projections.checkpoint import PROJECTION, Fenced, Lease, Leases, postgres_of
+from projections.messages import first_shown
+from projections.projection import Progress, Projection
+from tests.model.conversations import Conversation
+from tests.model.processes import Process
+
+Death = Literal["none", "before commit", "after commit"]
+DEATHS: Final[tuple[Death, ...]] = ("none", "none", "before commit", "after commit")
+_numbers = itertools.count(1)
+
+
+class Died(Exception):
+    """The projector's process ended here."""
+
+
+class MortalProjection(Projection):
+    """Dies around its next commit, if that was planned."""
+
+    death: Death = "none"
+
+    @asynccontextmanager
+    async def _transaction(
+        self, progress: Progress, last: Row
+    ) -> AsyncIterator[asyncpg.Connection[Any]]:
+        async with super()._transaction(progress, last) as connection:
+            yield connection
+            if self.death == "before commit":
+                raise Died
+        if self.death == "after commit":
+            raise Died
+
+
+class Stepper:
+    """One projector's life, from taking the shards to its death."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self._store = postgres_of(process.log)
+        self._projection = MortalProjection(process.log)
+        self._leases = Leases(self._store, PROJECTION, f"stepper-{next(_numbers)}", seconds=0)
+        self._progress: dict[int, Progress] = {}
+
+    async def begin(self) -> None:
+        """Take every shard from whoever has it."""
+        await self._leases.join()
+        for lease in await self._leases.take(self._store.shards):
+            self._progress[lease.shard] = await self._projection.begin(lease)
+
+    async def step(self, shard: int, count_max: int, death: Death, *, from_redis: bool) -> int:
+        """Project the next rows of a shard; raises `Died`, `Fenced`."""
+        progress = self._progress[shard]
+        rows = await self._rows(progress, count_max, from_redis=from_redis)
+        if not rows:
+            return 0
+        self._projection.death = death
+        await self._projection.apply(progress, rows)
+        return len(rows)
+
+    async def _rows(self, progress: Progress, count_max: int, *, from_redis: bool) -> list[Row]:
+        shard = progress.lease.shard
+        if not from_redis:
+            return await self._store.read_feed(shard, after=progress.position, limit=count_max)
+        if progress.position >= (await self._store.feed_heads())[shard]:
+            return []
+        feed = self.process.log.feed({shard: progress.position})
+        try:
+            return (await feed.next_rows(seconds=10))[:count_max]
+        finally:
+            feed.close()
+
+    async def catch_up(self) -> None:
+        """Project all there is."""
+        for shard in self._progress:
+            while await self.step(shard, 1_000, "none", from_redis=False):
+                pass
+
+    async def is_fenced(self, shard: int) -> bool:
+        """Whether the next batch is refused (there must be one)."""
+        try:
+            await self.step(shard, 10, "none", from_redis=False)
+        except Fenced:
+            return True
+        return False
+
+    def lease(self, shard: int) -> Lease:
+        """Under which it works on a shard."""
+        return self._progress[shard].lease
+
+
+# --- what the views must hold --------------------------------------------------------------------
+
+MESSAGES: Final = """
+select ordinal, seq, closed_seq, retracted_seq, hidden, status, body from eventlog.message_views
+where shard = $1 and session_id = $2 order by ordinal
+"""
+
+
+async def check_session_view(process: Process, chat: Conversation) -> int:
+    """The view of a session is the fold of its events up to the seq it states; returns that seq."""
+    view = await process.store.session_view(chat.id)
+    if view is None:
+        return 0
+    assert view == view_of(chat.folded(view.seq))
+    return view.seq
+
+
+async def check_message_views(
+    connection: asyncpg.Connection[Any], chat: Conversation, shard: int
+) -> None:
+    """The messages of a session that was projected to its end are those of the fold."""
+    state = fold(initial(chat.id), structure(chat.history))
+    hidden_before = first_shown(state)
+    expected = [
+        (
+            place,
+            message.seq,
+            message.closed_seq,
+            message.retracted_seq,
+            place < hidden_before or bool(message.retracted_seq),
+            message.status,
+            message,
+        )
+        for place, message in enumerate(state.entries)
+    ]
+    records = await connection.fetch(MESSAGES, shard, chat.id)
+    assert [(*each[:-1], decode_message(each[-1])) for each in records] == expected
+
+
+def structure(history: list[RecordedEvent]) -> list[RecordedEvent]:
+    """A history without its increments."""
+    return [each for each in history if not isinstance(each.event, ev.TokenAppended)]
+
+
+decode_message = msgspec.json.Decoder(Message).decode
