@@ -177,11 +177,13 @@ def expand(row: Row, *, after: int = 0, until: int | None = None) -> list[Record
     ]
 
 
-def as_frame(row: Row) -> RecordedEvent:
+def as_frame(row: Row, *, until: int | None = None) -> RecordedEvent:
     """The row as one recorded event, frames unexpanded (`seq` is that of its last event)."""
-    return RecordedEvent(
-        row.session_id, row.seq, row.event_id, row.recorded_at, decode_event(row.data)
-    )
+    event, seq = decode_event(row.data), row.seq
+    if until is not None and until < seq and isinstance(event, TokensAppended):
+        count, seq = until - row.first_seq + 1, until
+        event = msgspec.structs.replace(event, texts=event.texts[:count], ms=event.ms[:count])
+    return RecordedEvent(row.session_id, seq, row.event_id, row.recorded_at, event)
 
 
 # --- identities ----------------------------------------------------------------------------------

@@ -59,6 +59,7 @@ def copy(state: SessionState) -> SessionState:
         opened={
             name: OpenMessage(
                 index=each.index,
+                since=each.since,
                 texts=list(each.texts),
                 reasoning=list(each.reasoning),
                 arguments=dict(each.arguments),
@@ -77,15 +78,18 @@ def apply(state: SessionState, recorded: RecordedEvent) -> None:
     _apply(state, recorded, recorded.event)
 
 
-def collect(state: SessionState, event: ev.Event) -> None:
-    """Add the text of token increments to the open message they belong to; else do nothing."""
-    match event:
-        case ev.TokenAppended():
-            if opened := state.opened.get(event.message_id):
-                on.collect_text(opened, event.channel, event.text, event.tool_call_id)
-        case ev.TokensAppended():
-            if opened := state.opened.get(event.message_id):
-                on.collect_text(opened, event.channel, "".join(event.texts), event.tool_call_id)
+def collect(state: SessionState, event: ev.Event, *, seq: int | None = None) -> None:
+    """Add the text of token increments to the open message they belong to; else do nothing.
+
+    `seq` is theirs; it matters where they are added later than the events that followed them.
+    """
+    if not isinstance(event, ev.TokenAppended | ev.TokensAppended):
+        return
+    opened = state.opened.get(event.message_id)
+    if opened is None or (seq is not None and seq <= opened.since):
+        return
+    text = event.text if isinstance(event, ev.TokenAppended) else "".join(event.texts)
+    on.collect_text(opened, event.channel, text, event.tool_call_id)
 
 
 def _apply(state: SessionState, recorded: RecordedEvent, event: ev.Event) -> None:

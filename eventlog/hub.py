@@ -117,6 +117,7 @@ class Hub:
         self._client_id = 0
         self._blocked = False
         self._live = False
+        self._closed = False
         self._check = asyncio.Event()
         self._watch = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -130,6 +131,7 @@ class Hub:
 
     def attach(self, session_id: UUID) -> Tail[RecordedEvent]:
         """Begin to collect events of a session; `detach` when done."""
+        self.check_open()
         key = session_id.bytes
         tail = self._sessions.get(key)
         if tail is None:
@@ -147,6 +149,7 @@ class Hub:
 
     def attach_feed(self, shard: int) -> Tail[Row]:
         """Begin to collect all rows of a shard; `detach_feed` when done."""
+        self.check_open()
         tail = self._feeds.get(shard)
         if tail is None:
             tail = self._feeds[shard] = Tail()
@@ -190,8 +193,14 @@ class Hub:
                 return  # then the reader's connection fails too, and it starts over with all shards
             await asyncio.sleep(UNBLOCK_SECONDS)  # it may have been about to block just then
 
+    def check_open(self) -> None:
+        """Raise `Unavailable` when the log was closed: nothing will come any more."""
+        if self._closed:
+            raise Unavailable("this EventLog is closed; open another")
+
     async def aclose(self) -> None:
         """Stop reading. Subscriptions that still wait are woken and find the hub closed."""
+        self._closed = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -119,11 +119,16 @@ class Replayer:
     async def read(
         self, session_id: UUID, *, after: int, until: int | None, frames: bool = False
     ) -> AsyncIterator[RecordedEvent]:
-        """Events with `after < seq <= until`; with `frames` one for each stored row."""
+        """Events with `after < seq <= until`; with `frames` one for each stored row.
+
+        Frames are not cut at either end, but where a fork left its parent.
+        """
+        forks = [part.until for part in await self.lineage(session_id) if part.until is not None]
         async for page, stop in self.rows(session_id, after=after, until=until):
             for row in page:
                 if frames:
-                    yield as_frame(row)
+                    ends = [seq for seq in forks if row.first_seq <= seq < row.seq]
+                    yield as_frame(row, until=min(ends, default=row.seq))
                     continue
                 for event in expand(row, after=after, until=stop):
                     yield event
@@ -266,7 +271,7 @@ class Replayer:
             for row in page:
                 if row.flags & FRAME:
                     for recorded in expand(row, until=stop):
-                        fold.collect(whole, recorded.event)
+                        fold.collect(whole, recorded.event, seq=recorded.seq)
         return whole
 
     def _keep(self, session_id: UUID, state: SessionState) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from eventlog import events as ev
 from eventlog.entries import Message
 from eventlog.envelope import Appended, Draft, new_id
-from eventlog.errors import EventIdReused, WrongExpectedSeq
+from eventlog.errors import EventIdReused, InvalidRequest, WrongExpectedSeq
 from eventlog.state import SessionState
 
 if TYPE_CHECKING:
@@ -56,6 +56,11 @@ async def rewind(session: Session, to: int, reason: str | None) -> Appended:
     then = await session.replay(to)
 
     def choose(now: SessionState) -> list[Draft]:
+        if now.is_rewound(to):
+            raise InvalidRequest(
+                f"seq {to} was left behind by a rewind and can't be gone back to; "
+                f"fork(at={to}) makes a session that goes on from there"
+            )
         drafts = [session.draft(interruption(each, "rewound")) for each in now.open_messages]
         drafts.append(session.draft(ev.SessionRewound(to_seq=to, reason=reason)))
         drafts += [

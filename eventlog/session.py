@@ -103,7 +103,8 @@ class Session:
     ) -> Appended:
         """Append prepared events as one batch; see `append`."""
         expected = None if expected_seq is ANY else check_seq(expected_seq, "expected_seq")
-        check_batch(drafts, bytes_max=max(BATCH_BYTES_MAX, self._log.settings.event_bytes_max))
+        if len(drafts) > 1:
+            check_batch(drafts, bytes_max=max(BATCH_BYTES_MAX, self._log.settings.event_bytes_max))
         self.flush_replies()
         return await self.settle(
             Command(self.id, self.shard, drafts, expected=expected, message_id=message_id)
@@ -319,7 +320,8 @@ class Session:
         """Make the conversation what it was at seq `to`; what followed stays in the log.
 
         Replies that are open now are closed and their writers fenced; replies that were open at
-        `to` are shown with what they had then.
+        `to` are shown with what they had then. `InvalidRequest` for a seq that an earlier rewind
+        left behind: fork there instead.
         """
         check_seq(to, "to")
         return await revisions.rewind(self, to, reason)

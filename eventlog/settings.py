@@ -35,7 +35,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Tenant that this process reads and writes as."""
     shards: int = 16
     """Number of shards of a log that is created now (1 to 4,096); fixed for its life."""
-    lanes: int = 2
+    lanes: int = 1
     """Connections that commit appends side by side."""
     flush_seconds: float = 0.04
     """Longest time a token increment waits for others before its frame leaves."""

@@ -51,6 +51,8 @@ class OpenMessage(msgspec.Struct, kw_only=True):
     """What was received so far of a message that still streams."""
 
     index: int
+    since: int = 0
+    """Increments up to this seq are none of it: a rewind opened it again, empty."""
     texts: list[str] = []
     reasoning: list[str] = []
     arguments: dict[str, str] = {}

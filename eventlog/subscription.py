@@ -50,6 +50,7 @@ class SessionSubscription(AsyncIterator[RecordedEvent]):
         self._hub = hub
         self._session_id = session_id
         self._tail: Tail[RecordedEvent] | None = None
+        self._checked = False
         self._page: list[RecordedEvent] = []
         self._index = 0
 
@@ -73,27 +74,36 @@ class SessionSubscription(AsyncIterator[RecordedEvent]):
                 raise StopAsyncIteration
             await self._catch_up()
         self.cursor = event.seq
-        if isinstance(event.event, SessionClosed | SessionDeleted):
+        ends = isinstance(event.event, SessionClosed | SessionDeleted)
+        if ends and event.session_id == self._session_id:  # not in the past of a fork
             self._end()
         return event
 
     async def _wait(self, tail: Tail[RecordedEvent]) -> None:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         tail.waiters.append(waiter)
-        await waiter
+        try:
+            await waiter
+        finally:
+            if not waiter.done() or waiter.cancelled():
+                tail.waiters.remove(waiter)
+        self._hub.check_open()
 
     async def _catch_up(self) -> None:
         """Read the next page of history; when it is the last, go live."""
         if self._tail is None:
             self.state = "catching_up"
             self._tail = self._hub.attach(self._session_id)
+        if not self._checked:
             await self._check_cursor()
+            self._checked = True
             if 0 < self._tail.first <= self.cursor + 1:
                 self.state = "live"  # others follow this session already: what we lack is at hand
                 return
         try:
             page = await self._replayer.read_page(self._session_id, after=self.cursor)
         except Unavailable:
+            self._hub.check_open()
             await asyncio.sleep(RETRY_SECONDS)
             return
         self._page, self._index = page.events, 0
@@ -111,6 +121,7 @@ class SessionSubscription(AsyncIterator[RecordedEvent]):
                 head = await self._replayer.head(self._session_id)
                 break
             except Unavailable:
+                self._hub.check_open()
                 await asyncio.sleep(RETRY_SECONDS)
         if head is None:
             self._end()
@@ -133,9 +144,12 @@ class SessionSubscription(AsyncIterator[RecordedEvent]):
             self._hub.detach(self._session_id, tail)
 
     async def aclose(self) -> None:
-        """Stop; nothing more is yielded."""
+        """Stop; nothing more is yielded. Whoever waits for the next event finds the end."""
         self._page = []
+        tail = self._tail
         self._end()
+        if tail is not None:
+            tail.wake()
 
     async def __aenter__(self) -> Self:
         return self
@@ -163,7 +177,7 @@ class FeedCursor(msgspec.Struct, frozen=True):
         try:
             data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
             return msgspec.msgpack.decode(data, type=FeedCursor)
-        except (binascii.Error, ValueError, msgspec.MsgspecError):
+        except (binascii.Error, TypeError, ValueError, msgspec.MsgspecError):
             raise InvalidRequest(
                 "this is not a cursor; pass one that a subscription gave, or none"
             ) from None
@@ -184,9 +198,10 @@ class FeedSubscription:
     async def next_rows(self, *, seconds: float | None = None) -> list[Row]:
         """Rows of one shard, at least one, in order; an empty list after `seconds` of silence.
 
-        Raises `Unavailable` when history has to be read and Postgres is away.
+        Raises `Unavailable` when history has to be read and Postgres is away, and when the log was
+        closed. Empty at once after `close`.
         """
-        while True:
+        while self._tails:
             for _ in self.positions:
                 shard = self._turn[0]
                 self._turn.rotate(-1)  # a busy shard must not starve the others
@@ -195,6 +210,7 @@ class FeedSubscription:
                     return rows
             if not await self._wait(seconds):
                 return []
+        return []
 
     async def _ready(self, shard: int) -> list[Row]:
         tail, position = self._tails[shard], self.positions[shard]
@@ -229,13 +245,15 @@ class FeedSubscription:
             for tail in self._tails.values():
                 if waiter in tail.waiters:
                     tail.waiters.remove(waiter)
+        self._hub.check_open()
         return True
 
     def close(self) -> None:
-        """Give back the places in the hub."""
+        """Give back the places in the hub. Whoever waits for rows gets none."""
         tails, self._tails = self._tails, {}
         for shard, tail in tails.items():
             self._hub.detach_feed(shard, tail)
+            tail.wake()
 
 
 class UserSubscription(AsyncIterator[RecordedEvent]):
@@ -257,7 +275,11 @@ class UserSubscription(AsyncIterator[RecordedEvent]):
         self._feed: FeedSubscription | None = None
         self._log_id: UUID | None = None
         self._mine: dict[UUID, bool] = {}
-        self._history: AsyncIterator[RecordedEvent] | None = None
+        self._ended = False
+        self._past: list[UUID] = []
+        """Sessions whose history is still to be read, up to where the live part began."""
+        self._past_seq = 0
+        self._begin: list[int] = []
         self._events: deque[tuple[RecordedEvent, int, int]] = deque()
         self._delivered: list[int] = []
         self._rows: list[Row] = []
@@ -274,14 +296,16 @@ class UserSubscription(AsyncIterator[RecordedEvent]):
         return FeedCursor(self._log_id, self._delivered).encode()
 
     async def __anext__(self) -> RecordedEvent:
-        if self._feed is None:
+        if self._feed is None and not self._ended:
             await self._start()
-        if self._history is not None:
-            async for event in self._history:
-                return event
-            self._history = None
         while not self._events:
-            await self._read()
+            if self._ended:
+                raise StopAsyncIteration
+            try:
+                await (self._read_past() if self._past else self._read())
+            except Unavailable:
+                self._hub.check_open()
+                await asyncio.sleep(RETRY_SECONDS)
         event, shard, position = self._events.popleft()
         if position:
             self._delivered[shard] = position
@@ -296,39 +320,35 @@ class UserSubscription(AsyncIterator[RecordedEvent]):
             if cursor.log_id != identity.log_id or len(cursor.positions) != len(positions) or ahead:
                 raise InvalidRequest("this cursor is of another log; subscribe without one")
             positions = list(cursor.positions)
+        elif self._from_start:  # read after the heads: it has every session with rows before them
+            self._past = sorted(await self._store.sessions_of(self._owner_id), reverse=True)
         self._log_id = identity.log_id
-        self._delivered = positions
+        self._begin, self._delivered = positions, list(positions)
         self._feed = FeedSubscription(self._store, self._hub, dict(enumerate(positions)))
-        if self._from_start and self._after is None:
-            self._history = self._read_history(list(positions))
 
-    async def _read_history(self, positions: list[int]) -> AsyncIterator[RecordedEvent]:
-        """What the user's sessions hold up to the positions where the live part begins."""
-        for session_id in sorted(await self._store.sessions_of(self._owner_id)):
-            after, limit = 0, positions[shard_of(session_id, self._store.shards)]
-            while True:
-                rows = await self._store.read_session(
-                    session_id, after=after, until=None, limit=ROWS_PER_PAGE_MAX
-                )
-                for row in rows:
-                    if row.position > limit:
-                        break
-                    for event in expand(row):
-                        yield event
-                if len(rows) < ROWS_PER_PAGE_MAX or rows[-1].position > limit:
-                    break
-                after = rows[-1].seq
+    async def _read_past(self) -> None:
+        """Some of what a session holds up to the position where the live part begins."""
+        session_id = self._past[-1]
+        shard = shard_of(session_id, self._store.shards)
+        rows = await self._store.read_session(
+            session_id, after=self._past_seq, until=None, limit=ROWS_PER_PAGE_MAX
+        )
+        past = [row for row in rows if row.position <= self._begin[shard]]
+        self._events.extend((event, shard, 0) for row in past for event in expand(row))
+        if len(past) == ROWS_PER_PAGE_MAX:
+            self._past_seq = past[-1].seq
+        else:
+            self._past_seq = 0
+            self._past.pop()
 
     async def _read(self) -> None:
         assert self._feed is not None
-        try:
-            if not self._rows:
-                self._rows = await self._feed.next_rows()
-            await self._learn({row.session_id for row in self._rows})
-        except Unavailable:
-            await asyncio.sleep(RETRY_SECONDS)
-            return
+        if not self._rows:
+            self._rows = await self._feed.next_rows()
+        await self._learn({row.session_id for row in self._rows})
         rows, self._rows = self._rows, []
+        if not rows:
+            return
         shard = shard_of(rows[0].session_id, self._store.shards)
         for row in rows:
             if self._mine[row.session_id]:
@@ -348,7 +368,9 @@ class UserSubscription(AsyncIterator[RecordedEvent]):
         self._mine.update((each, each in owned) for each in unknown)
 
     async def aclose(self) -> None:
-        """Stop; nothing more is yielded."""
+        """Stop; nothing more is yielded. Whoever waits for the next event finds the end."""
+        self._ended = True
+        self._events.clear()
         if self._feed is not None:
             self._feed.close()
 

@@ -145,7 +145,7 @@ def message(text: str = "hi", role: ev.Role = "user", **fields: Any) -> ev.Messa
 
 
 async def rich_history(log: EventLog, key: str | None = None) -> Session:
-    """A session in which everything happens: about 60 events, open for more."""
+    """A session in which everything happens: 37 events, open for more."""
     session = await log.create_session(key, user_id="ada", title="t", metadata={"a": 1, "b": 2})
     await session.append([message("be brief", "system"), message("one", token_count=3)])
     async with session.reply(agent="planner", model="m", flush_seconds=0) as reply:

@@ -201,7 +201,7 @@ def _reopen(state: SessionState, to_seq: int) -> None:
     for index, message in enumerate(state.entries.iterate_from(first), first):
         was_open = message.closed_seq > to_seq or message.status == "open"
         if was_open and not message.retracted_seq and index not in streaming:
-            state.opened[message.message_id] = OpenMessage(index=index)
+            state.opened[message.message_id] = OpenMessage(index=index, since=state.seq)
             state.entries.replace(index, _reopened(message))
 
 

@@ -143,7 +143,8 @@ class ViewReader:
             metrics.cache_misses += 1
         found = await self._store.session_view(session_id)
         if found is None or found.seq < least:
-            found = await self._folded(session_id, least)
+            # Not for the cache: without a projector nobody would bring it up to date there.
+            return await self._folded(session_id, least)
         if self.cache is not None:
             await self.cache.put([found])
         return found

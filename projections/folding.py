@@ -28,7 +28,7 @@ from eventlog.state import SessionState
 
 SESSIONS_REMEMBERED_MAX: Final = 5_000
 """Sessions whose newest state a projector keeps; others are replayed when they come up again."""
-MESSAGES_REMEMBERED_MAX: Final = 200_000
+MESSAGES_REMEMBERED_MAX: Final = 100_000
 """Messages in all of these states together."""
 LOADS_AT_ONCE_MAX: Final = 4
 """States replayed side by side; each holds a connection now and then."""

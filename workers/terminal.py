@@ -75,12 +75,19 @@ def _escaped(character: str) -> str:
     return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
 
 
+class _PlainConsole(Console):
+    """A console that tells when the reader of its output went away, instead of exiting."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def make_console(*, stderr: bool = False) -> Console:
     """A console on stdout or stderr that prints text as it is given, without any markup."""
     stream = sys.stderr if stderr else sys.stdout
     piped = not stream.isatty()
     columns = shutil.get_terminal_size((PIPED_COLUMNS, 24)).columns if piped else None
-    return Console(stderr=stderr, width=columns, markup=False, highlight=False, emoji=False)
+    return _PlainConsole(stderr=stderr, width=columns, markup=False, highlight=False, emoji=False)
 
 
 def print_line(text: str) -> None:

@@ -225,6 +225,7 @@ as $$
 declare
   v_low bigint := 0;      -- everything up to here is in time
   v_high bigint;          -- everything after here is too late
+  v_middle bigint;
   v_row record;
 begin
   select e.seq into v_high from events e
@@ -233,15 +234,15 @@ begin
     return 0;
   end if;
   while v_low < v_high loop
+    v_middle := (v_low + v_high) / 2;
     select e.seq, e.span, e.recorded_at into v_row from events e
-    where e.shard = p_shard and e.session_id = p_session and e.seq > (v_low + v_high) / 2
+    where e.shard = p_shard and e.session_id = p_session and e.seq > v_middle
     order by e.seq limit 1;
     if v_row.recorded_at <= p_at then
       v_low := v_row.seq;
-    else
-      v_high := v_row.seq - v_row.span;
+    else  -- a frame is late as a whole, and so is all that follows the middle
+      v_high := least(v_middle, v_row.seq - v_row.span);
     end if;
-    v_high := greatest(v_high, v_low);
   end loop;
   return v_low;
 end

@@ -23,7 +23,9 @@ class CommandLine:
     """`eventlog …` with given settings and nothing else from our own environment."""
 
     def __init__(self, settings: Mapping[str, str]) -> None:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("EVENTLOG")}
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith("EVENTLOG")
+        }
         kept.pop("COLUMNS", None)
         self.environment = {
             **kept,

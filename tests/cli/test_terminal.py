@@ -18,8 +18,11 @@ ATTACKS = [
     ("\x1b[2J\x1b[H", "[2J[H"),
     ("\x1b]0;new title\x07", "]0;new title"),
     ("\x1b]52;c;cm0gLXJm\x07", "]52;c;cm0gLXJm"),
-    ("\x1b]8;;https://evil.example\x1b\\click\x1b]8;;\x1b\\", "]8;;https://evil.example\\click]8;;\\"),
-    ("\x1bP$q\"p\x1b\\", 'P$q"p\\'),
+    (
+        "\x1b]8;;https://evil.example\x1b\\click\x1b]8;;\x1b\\",
+        "]8;;https://evil.example\\click]8;;\\",
+    ),
+    ('\x1bP$q"p\x1b\\', 'P$q"p\\'),
     ("\x1bc\x1b(0", "c(0"),
     ("\x9b2J\x9d0;title\x9c", "2J0;title"),
     ("\x9b31mred", "red"),
@@ -107,7 +110,7 @@ def test_flow_when_a_word_is_longer_than_a_line_cuts_it() -> None:
 
     rows = screen(output)
     assert all(len(row) <= 20 for row in rows)
-    assert "".join(row.strip() for row in rows) == "x" * 10 + "y" * 30 + "z" * 50
+    assert "".join(rows).replace(" ", "") == "x" * 10 + "y" * 30 + "z" * 50
 
 
 def test_flow_when_there_are_too_many_lines_counts_the_rest() -> None:

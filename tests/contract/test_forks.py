@@ -136,7 +136,7 @@ async def test_fork_when_a_reply_is_open_ends_it_in_the_fork_only(any_log: Event
 
 
 async def test_fork_when_the_parent_is_closed_goes_on(any_log: EventLog) -> None:
-    """A closed session is forked to go on: the fork is open, subscriptions do not end in its past."""
+    """The fork of a closed session is open; subscriptions do not end in its past."""
     parent = await any_log.create_session()
     await parent.append(message("said"))
     await parent.close()

@@ -61,7 +61,13 @@ class Conversation:
 
     @property
     def head(self) -> int:
+        """Its last seq."""
         return len(self.history)
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing may be appended any more."""
+        return bool(self.history) and isinstance(self.history[-1].event, ev.SessionClosed)
 
     def on(self, process: Process) -> Session:
         """The session's handle in a process."""
@@ -94,17 +100,22 @@ class Conversation:
         times = [each.recorded_at for each in now]
         assert times == sorted(times)
 
-    async def absorb(self, process: Process, sequences: list[list[ev.Event]]) -> None:
-        """Check that what several writers stored is a merge of their sequences; tell the twin."""
+    async def absorb(
+        self, process: Process, sequences: list[list[ev.Event]], *, whole: bool = True
+    ) -> None:
+        """Check that what several writers stored is a merge of their sequences; tell the twin.
+
+        Unless `whole`, each writer may have stored only the beginning of its sequence.
+        """
         now = await process.run(_read(self.on(process)))
-        new = now[await self.twin.head() :]
         rest = [list(each) for each in sequences]
-        for recorded in new:
+        for recorded in now[await self.twin.head() :]:
             source = next((each for each in rest if each and each[0] == recorded.event), None)
             assert source is not None, f"nobody stored {recorded} there; due were {rest}"
             source.pop(0)
             await self._repeat(recorded)
-        assert not any(rest), f"not stored: {rest}"
+        assert not whole or not any(rest), f"not stored: {rest}"
+        await self.refresh(process)
 
     async def _repeat(self, recorded: RecordedEvent) -> None:
         event = recorded.event

@@ -43,7 +43,7 @@ class Follower:
             await self._subscription.aclose()
             self._subscription = None
 
-    async def lose_process(self, process: Process) -> None:
+    def lose_process(self, process: Process) -> None:
         """The process died, and the subscription with it."""
         self._subscription = None
         self.process = process

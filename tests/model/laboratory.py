@@ -1,4 +1,4 @@
-"""Where model runs happen: private servers, one loop, and what can be done to Redis behind our back.
+"""Where model runs happen: private servers, one loop, and ways to make Redis forget.
 
 The servers are shared by all examples of a run; every example has sessions of its own. There are
 few shards and short feeds, snapshots after a few rows and chunks of a few messages, so that what
@@ -25,7 +25,7 @@ import projections.messages
 from eventlog import Settings
 from eventlog.embedded.temporary import temporary_postgres, temporary_valkey
 from eventlog.schema import migrate
-from tests.model.processes import Process, know_processes
+from tests.model.processes import NAME, Process, know_processes
 
 SHARDS: Final = 2
 FEED_ROWS_MAX: Final = 40
@@ -61,31 +61,30 @@ class Laboratory:
             self.postgres_url, self.redis_url, shards=SHARDS, settings=chosen
         )
 
-    async def backends(self) -> set[int]:
-        """Processes of Postgres that serve our logs now."""
-        async with self.superuser() as connection:
-            records = await connection.fetch(
-                "select pid from pg_stat_activity where application_name = 'eventlog'"
-            )
-        return {record[0] for record in records}
+    async def connections(self, of: str) -> int:
+        """How many backends of Postgres serve the processes of that name (a LIKE pattern)."""
+        count: int = await self.superuser.fetchval(
+            "select count(*) from pg_stat_activity where application_name like $1", of
+        )
+        return count
 
     async def cut_connections(self) -> None:
         """End every connection of every process, whatever it is at."""
-        async with self.superuser() as connection:
-            await connection.execute(
-                "select pg_terminate_backend(pid) from pg_stat_activity"
-                " where application_name = 'eventlog'"
-            )
+        await self.superuser.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            f" where application_name like '{NAME}%'"
+        )
 
-    def superuser(self) -> Superuser:
-        """A connection for a block."""
-        return Superuser(self.postgres_url)
+    async def connect(self) -> None:
+        """Install the schema, and stay connected as the server's owner."""
+        await migrate(self.postgres_url, shards=SHARDS)
+        self.superuser: asyncpg.Connection[Any] = await asyncpg.connect(self.postgres_url)
 
     # --- Redis ---
 
     def feeds(self) -> list[bytes]:
         """Names of the feeds there are."""
-        return [name for name in self.redis.scan_iter(match="eventlog:*:feed")]
+        return list(self.redis.scan_iter(match="eventlog:*:feed"))
 
     def lose_tail(self, feed: bytes, count: int) -> None:
         """Let a feed be as a replica had it that lacks the newest rows."""
@@ -98,24 +97,9 @@ class Laboratory:
 
     def close(self) -> None:
         """Leave the servers."""
+        self.run(self.superuser.close())
         self.runner.close()
         self.redis.close()
-
-
-class Superuser:
-    """`async with Superuser(url) as connection`."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    async def __aenter__(self) -> asyncpg.Connection[Any]:
-        self._connection = await asyncpg.connect(
-            self._url, timeout=10, server_settings={"application_name": "model"}
-        )
-        return self._connection
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._connection.close(timeout=5)
 
 
 async def _bounded(work: Coroutine[Any, Any, Result]) -> Result:
@@ -139,9 +123,5 @@ def laboratory(folder: Path) -> Iterator[Laboratory]:
         lab = Laboratory(postgres.url, valkey.url)
         stack.callback(lab.close)
         lab.redis.config_set("stream-node-max-entries", STREAM_NODE_ENTRIES)
-        lab.run(_install(postgres.url))
+        lab.run(lab.connect())
         yield lab
-
-
-async def _install(url: str) -> None:
-    await migrate(url, shards=SHARDS)

@@ -1,8 +1,8 @@
 """The state machine: random actions of writers, readers, projectors and faults, and what must hold.
 
 Two processes share a log; a third log, in memory, is the twin to which every action is done as
-well. Faults are actions like others: Redis forgets, answers get lost, connections are cut, processes
-die in the middle of what they do. After each action every session is what its twin is.
+well. Faults are actions like others: Redis forgets, answers get lost, connections are cut, and
+processes die in the middle of what they do. After each action every session is what its twin is.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from eventlog import (
     MessageFenced,
     OutcomeUnknown,
     Refused,
-    Unavailable,
+    SessionClosedError,
     WrongExpectedSeq,
 )
 from eventlog import events as ev
@@ -87,8 +87,8 @@ class ConversationMachine(RuleBasedStateMachine):
         self._made = 0
         self.chats: list[Conversation] = []
         self.followers: list[Follower] = []
-        self.zombies: list[Stepper] = []
-        self.stepper: Stepper | None = None
+        self.steppers: list[Stepper] = []
+        """Projectors, the one that holds the shards last."""
         self.run(self._begin())
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
@@ -136,25 +136,51 @@ class ConversationMachine(RuleBasedStateMachine):
     # --- appending ---
 
     @rule(
-        where=pick, who=pick, texts=st.lists(texts, max_size=3), fact=facts | st.none(),
-        expecting=st.sampled_from(("any", "any", "right", "wrong")), named=st.booleans(),
+        where=pick,
+        who=pick,
+        texts=st.lists(texts, max_size=3),
+        fact=facts | st.none(),
+        expecting=st.sampled_from(("any", "any", "right", "wrong")),
+        named=st.booleans(),
         faults=faults,
     )
     def append(
-        self, where: int, who: int, texts: list[str], fact: ev.StoredEvent | None,
-        expecting: str, named: bool, faults: list[Fault],
+        self,
+        *,
+        where: int,
+        who: int,
+        texts: list[str],
+        fact: ev.StoredEvent | None,
+        expecting: str,
+        named: bool,
+        faults: list[Fault],
     ) -> None:
         """Append one or several events, whatever happens to the connection meanwhile."""
         batch: list[ev.StoredEvent] = [self.new_message(text) for text in texts]
         if fact is not None or not batch:
             batch.append(fact or self.new_message())
-        self.run(self._append(self.chat(where), self.process(who), batch, expecting, named, faults))
+        self.run(
+            self._append(
+                self.chat(where),
+                self.process(who),
+                batch,
+                expecting=expecting,
+                named=named,
+                faults=faults,
+            )
+        )
 
     async def _append(
-        self, chat: Conversation, process: Process, batch: list[ev.StoredEvent],
-        expecting: str, named: bool, faults: list[Fault],
+        self,
+        chat: Conversation,
+        process: Process,
+        batch: list[ev.StoredEvent],
+        *,
+        expecting: str,
+        named: bool,
+        faults: list[Fault],
     ) -> None:
-        expected = {"any": ANY, "right": chat.head, "wrong": chat.head + 1}[expecting]
+        expected = chat.head + (expecting == "wrong") if expecting != "any" else ANY
         event_id = self.new_id() if named else None
         process.store.plan.extend(faults)
         answer = await chat.both(
@@ -172,7 +198,9 @@ class ConversationMachine(RuleBasedStateMachine):
         chat = self.chat(where)
         if chat.done:
             self.run(
-                self._append_again(chat, chat.done[which % len(chat.done)], self.process(who), change)
+                self._append_again(
+                    chat, chat.done[which % len(chat.done)], self.process(who), change
+                )
             )
 
     async def _append_again(
@@ -194,7 +222,9 @@ class ConversationMachine(RuleBasedStateMachine):
         else:
             assert isinstance(answer, Appended)
             assert (answer.first_seq, answer.position, answer.recorded_at) == (
-                done.answer.first_seq, done.answer.position, done.answer.recorded_at,
+                done.answer.first_seq,
+                done.answer.position,
+                done.answer.recorded_at,
             )
 
     @rule(where=pick, who=pick, named=st.booleans(), stored=st.booleans())
@@ -208,7 +238,8 @@ class ConversationMachine(RuleBasedStateMachine):
         impatient = await self.lab.start_process(append_timeout_seconds=0.1)
         event, event_id = self.new_message(), self.new_id() if named else None
         lost: Fault = "lost after" if stored else "lost before"
-        impatient.store.plan.extend([lost, *["unreachable" for _ in range(50)]])
+        impatient.store.plan.append(lost)
+        impatient.store.plan.extend("unreachable" for _ in range(50))
         answer = await impatient.run(ending(chat.on(impatient).append(event, event_id=event_id)))
         assert isinstance(answer, OutcomeUnknown)
         await impatient.close()
@@ -222,7 +253,8 @@ class ConversationMachine(RuleBasedStateMachine):
 
     @rule(
         places=st.lists(st.tuples(pick, pick, st.booleans()), min_size=2, max_size=8),
-        trouble=st.sampled_from(("", "", "cut", "flush", "sweep")), after=ticks,
+        trouble=st.sampled_from(("", "", "cut", "flush", "sweep")),
+        after=ticks,
     )
     def append_together(
         self, places: list[tuple[int, int, bool]], trouble: str, after: int
@@ -241,23 +273,31 @@ class ConversationMachine(RuleBasedStateMachine):
             calls.append((chat, expects, event, process.task(ending(work))))
         await asyncio.sleep(after * 0.0005)
         await self._trouble(trouble)
-        stored: dict[int, list[list[ev.Event]]] = {}
-        for chat, expects, event, task in calls:
-            answer = await task
-            if isinstance(answer, Appended):
-                stored.setdefault(self.chats.index(chat), []).append([event])
-            else:
-                assert expects and isinstance(answer, WrongExpectedSeq), answer
-                assert answer.actual > chat.head
-        for index, sequences in stored.items():
-            await self.chats[index].absorb(self.processes[0], sequences)
+        answers = [await task for *_, task in calls]
         for chat in self.chats:
-            rivals = [(expects, task.result()) for each, expects, _, task in calls if each is chat]
-            winners = [
-                answer for expects, answer in rivals if expects and isinstance(answer, Appended)
+            mine = [
+                (expects, event, answer)
+                for (each, expects, event, _), answer in zip(calls, answers, strict=True)
+                if each is chat
             ]
-            assert len(winners) <= 1
-            assert winners or not rivals or not all(expects for expects, _ in rivals)
+            await self._judge_rivals(chat, mine)
+
+    async def _judge_rivals(
+        self, chat: Conversation, calls: list[tuple[bool, ev.MessageAdded, Any]]
+    ) -> None:
+        """Of those who expect the same seq at most one is stored; one is, if all expect it."""
+        before, refusals = chat.head, (WrongExpectedSeq, SessionClosedError)
+        stored = [(event, each) for _, event, each in calls if isinstance(each, Appended)]
+        await chat.absorb(self.processes[0], [[event] for event, _ in stored])
+        for event, each in stored:
+            assert chat.history[each.first_seq - 1].event == event
+        for expects, _, each in calls:
+            assert isinstance(each, (Appended, *refusals))
+            assert not isinstance(each, WrongExpectedSeq) or (expects and each.actual > before)
+        winners = [each for expects, _, each in calls if expects and isinstance(each, Appended)]
+        assert len(winners) <= 1
+        if calls and all(expects for expects, _, _ in calls) and not chat.closed:
+            assert winners
 
     async def _trouble(self, kind: str) -> None:
         if kind == "cut":
@@ -291,15 +331,17 @@ class ConversationMachine(RuleBasedStateMachine):
         chat.replies.append(Open(process, real, twin))
 
     @rule(which=pick, pieces=pieces, channel=channels, faults=faults)
-    def write(
-        self, which: int, pieces: list[str], channel: Channel, faults: list[Fault]
-    ) -> None:
+    def write(self, which: int, pieces: list[str], channel: Channel, faults: list[Fault]) -> None:
         """Write increments, and wait until they are stored."""
         if found := self.reply(which):
             self.run(self._write(*found, pieces, channel, faults))
 
     async def _write(
-        self, chat: Conversation, reply: Open, pieces: list[str], channel: Channel,
+        self,
+        chat: Conversation,
+        reply: Open,
+        pieces: list[str],
+        channel: Channel,
         faults: list[Fault],
     ) -> None:
         reply.process.store.plan.extend(faults)
@@ -316,11 +358,17 @@ class ConversationMachine(RuleBasedStateMachine):
     ) -> None:
         """Others append to the session while increments are on their way."""
         if found := self.reply(which):
-            self.run(self._write_among(*found, self.process(who), pieces, others, same))
+            self.run(self._write_among(*found, self.process(who), pieces, others=others, same=same))
 
     async def _write_among(
-        self, chat: Conversation, reply: Open, process: Process, pieces: list[str],
-        others: int, same: bool,
+        self,
+        chat: Conversation,
+        reply: Open,
+        process: Process,
+        pieces: list[str],
+        *,
+        others: int,
+        same: bool,
     ) -> None:
         """`same`: the process that streams appends as well, so what it wrote before comes first."""
         if reply.twin.message_id not in (await chat.twin.replay()).opened:
@@ -448,13 +496,16 @@ class ConversationMachine(RuleBasedStateMachine):
     # --- death ---
 
     @rule(
-        who=pick, after=ticks, which=pick, pieces=pieces,
+        who=pick,
+        after=ticks,
+        which=pick,
+        pieces=pieces,
         places=st.lists(pick, min_size=1, max_size=5),
     )
     def crash(
-        self, who: int, after: int, which: int, pieces: list[str], places: list[int]
+        self, *, who: int, after: int, which: int, pieces: list[str], places: list[int]
     ) -> None:
-        """A process dies while it appends and streams; whoever comes next asks what became of it."""
+        """A process dies while it appends and streams; the next one asks what became of it."""
         self.run(self._crash(who, after, which, pieces, places))
 
     async def _crash(
@@ -466,49 +517,194 @@ class ConversationMachine(RuleBasedStateMachine):
             chat, event, event_id = self.chat(where), self.new_message(), self.new_id()
             work = chat.on(process).append(event, event_id=event_id)
             calls.append((chat, event, event_id, process.task(ending(work))))
-        mine = [(chat, each) for chat in self.chats for each in chat.replies
-                if each.process is process]
-        streaming = mine[which % len(mine)] if mine else None
-        if streaming is not None:
-            for piece in pieces:
-                await process.run(ending(streaming[1].real.write(piece)))
+        streaming = [
+            (chat, each) for chat in self.chats for each in chat.replies if each.process is process
+        ]
+        streams: dict[uuid.UUID, list[ev.Event]] = {}
+        if streaming:
+            chat, reply = streaming[which % len(streaming)]
+            message_id = reply.real.message_id
+            streams[chat.id] = [
+                ev.TokenAppended(message_id=message_id, text=piece) for piece in pieces
+            ]
+            await process.run(ending(_write(reply.real, pieces, "text", drain=False)))
         await asyncio.sleep(after * 0.0005)
         await self._die(process)
-        if streaming is not None:
-            await self._see_what_was_written(*streaming, pieces, [call[1] for call in calls])
+        for chat in self.chats:
+            due = [streams.get(chat.id, [])]
+            due += [[event] for each, event, _, _ in calls if each is chat]
+            await chat.absorb(self.processes[0], due, whole=False)
+            chat.replies = [each for each in chat.replies if each.process is not process]
         for chat, event, event_id, task in calls:
-            known = task.result() if not task.cancelled() else None
-            survivor = self.processes[0]
-            answer = await survivor.run(ending(chat.on(survivor).append(event, event_id=event_id)))
-            if isinstance(known, Appended):
-                assert isinstance(answer, Appended) and answer.duplicate
-                assert answer.first_seq == known.first_seq
-        for chat, replies in ((each, list(each.replies)) for each in self.chats):
-            chat.replies = [each for each in replies if each.process is not process]
-            await self._tell_the_twin(chat)
+            await self._settle(chat, event, event_id, task)
+
+    async def _settle(
+        self,
+        chat: Conversation,
+        event: ev.StoredEvent,
+        event_id: uuid.UUID,
+        task: asyncio.Task[Any],
+    ) -> None:
+        """Ask again, with the same id, in another process."""
+        again = await chat.both(
+            self.processes[0], lambda session: session.append(event, event_id=event_id)
+        )
+        known = None if task.cancelled() else task.result()
+        if isinstance(known, Appended):
+            assert again.duplicate
+            assert (again.first_seq, again.position) == (known.first_seq, known.position)
+        if isinstance(again, Appended):
+            chat.done.append(Done([event], event_id, again))
 
     async def _die(self, process: Process) -> None:
-        before = await self.lab.backends()
-        others = [each for each in self.processes if each is not process]
         await process.crash()
-        self.processes = [*others, await self.lab.start_process()]
+        await until(lambda: self._has_no_connection(process))
+        self.processes.remove(process)
+        self.processes.append(await self.lab.start_process())
         for follower in self.followers:
             if follower.process is process:
-                await follower.lose_process(self.processes[-1])
-        if self.stepper is not None and self.stepper.process is process:
-            self.stepper = None
-        self.zombies = [each for each in self.zombies if each.process is not process]
+                follower.lose_process(self.processes[0])
+        self.steppers = [each for each in self.steppers if each.process is not process]
+
+    async def _has_no_connection(self, process: Process) -> bool:
+        return not await self.lab.connections(process.name)
+
+    # --- readers ---
+
+    @rule(where=pick, who=pick, at=pick, by_time=st.booleans())
+    def replay(self, where: int, who: int, at: int, by_time: bool) -> None:
+        """The state at any seq, or any time, is the fold of the events up to it."""
+        self.run(self._replay(self.chat(where), self.process(who), at, by_time))
+
+    async def _replay(self, chat: Conversation, process: Process, at: int, by_time: bool) -> None:
+        seq = max(1, chat.head - at)
+        moment: Any = seq
+        if by_time:
+            moment = chat.history[seq - 1].recorded_at
+            seq = max(each.seq for each in chat.history if each.recorded_at <= moment)
+        state = await process.run(chat.on(process).replay(moment))
+        assert shown(state) == shown(chat.folded(seq))
+        context = await process.run(chat.on(process).context(at=moment))
+        assert context == chat.folded(seq).context()
+
+    @rule(where=pick, who=pick, back=pick)
+    def follow(self, where: int, who: int, back: int) -> None:
+        """Subscribe from some cursor."""
+        chat = self.chat(where)
+        follower = Follower(chat, self.process(who), max(0, chat.head - back))
+        self.followers = [*self.followers[-3:], follower]
+
+    @precondition(lambda self: self.followers)
+    @rule(which=pick, count=st.integers(1, 12))
+    def receive(self, which: int, count: int) -> None:
+        """A subscriber asks for some events that are there."""
+        self.run(self.followers[which % len(self.followers)].get(count))
+
+    @precondition(lambda self: self.followers)
+    @rule(which=pick, who=pick)
+    def reconnect(self, which: int, who: int) -> None:
+        """A subscriber goes on from its cursor, perhaps in another process."""
+        follower = self.followers[which % len(self.followers)]
+        self.run(follower.move(self.process(who)))
+
+    # --- projectors ---
+
+    @rule(who=pick)
+    def begin_to_project(self, who: int) -> None:
+        """A projector takes all shards from the one before, which doesn't know of it."""
+        self.run(self._begin_to_project(self.process(who)))
+
+    async def _begin_to_project(self, process: Process) -> None:
+        self.steppers = [*self.steppers[-2:], Stepper(process)]
+        await process.run(self.steppers[-1].begin())
+
+    @precondition(lambda self: self.steppers)
+    @rule(
+        shard=st.integers(0, SHARDS - 1),
+        count=st.sampled_from((1, 2, 5, 20, 1000)),
+        death=st.sampled_from(DEATHS),
+        from_redis=st.booleans(),
+    )
+    def project(self, shard: int, count: int, death: Death, from_redis: bool) -> None:
+        """Project a batch; perhaps the projector dies around its commit."""
+        self.run(self._project(self.steppers[-1], shard, count, death, from_redis))
+
+    async def _project(
+        self, stepper: Stepper, shard: int, count: int, death: Death, from_redis: bool
+    ) -> None:
+        work = stepper.step(shard, count, death, from_redis=from_redis)
+        try:
+            await stepper.process.run(work)
+        except Died:
+            self.steppers.remove(stepper)
+
+    @precondition(lambda self: len(self.steppers) > 1)
+    @rule(shard=st.integers(0, SHARDS - 1))
+    def project_as_a_zombie(self, shard: int) -> None:
+        """A projector whose shards were taken tries to go on, and is refused."""
+        zombie = self.steppers[-2]
+        assert self.run(zombie.process.run(zombie.is_fenced(shard)))
+
+    # --- what holds ---
 
     @invariant()
     def check(self) -> None:
         """What must hold after every step."""
         self.run(self._check())
 
-    async def _check(self) -> None: ...
+    async def _check(self) -> None:
+        process = self.processes[self._made % len(self.processes)]
+        for chat in self.chats:
+            await chat.refresh(process)
+            await check_session_view(process, chat)
+        for shard in range(SHARDS):
+            await self._check_feed(process, shard)
+
+    async def _check_feed(self, process: Process, shard: int, *, rows_max: int = 100) -> int:
+        """A feed is a contiguous copy of rows in Postgres; returns its last position."""
+        assert process.log.fanout is not None
+        name = (await process.log.fanout.keys()).feed(shard)
+        newest: Any = self.lab.redis.xrevrange(name, count=rows_max)
+        if not newest:
+            return 0
+        entries = newest[::-1]
+        first = last_position(entries)
+        rows = await process.store.read_feed(shard, after=first - 1, limit=len(entries))
+        assert [(f"{row.position}-0".encode(), {b"r": pack_row(row)}) for row in rows] == entries
+        return rows[-1].position
+
+    def teardown(self) -> None:
+        """Heal everything: then nothing may be missing anywhere."""
+        try:
+            self.run(self._heal())
+        finally:
+            self.run(self._close())
+
+    async def _heal(self) -> None:
+        process = self.processes[0]
+        await self._sweep(process)
+        heads = await process.store.feed_heads()
+        for shard, head in enumerate(heads):
+            assert await self._check_feed(process, shard, rows_max=1_000) == head
+        await self._begin_to_project(process)
+        await process.run(self.steppers[-1].catch_up())
+        for chat in self.chats:
+            assert await check_session_view(process, chat) == chat.head
+            await check_message_views(self.lab.superuser, chat, chat.on(process).shard)
+        for follower in self.followers:
+            await follower.get(1_000)
+
+    async def _close(self) -> None:
+        for follower in self.followers:
+            await follower.drop()
+        for process in self.processes:
+            await process.close()
+        await self._stack.aclose()
 
 
-async def _write(reply: Any, pieces: list[str], channel: Channel) -> None:
+async def _write(reply: Any, pieces: list[str], channel: Channel, *, drain: bool = True) -> None:
     tool_call_id = "c1" if channel == "tool-arguments" else None
     for piece in pieces:
         await reply.write(piece, channel=channel, tool_call_id=tool_call_id)
-    await reply.drain()
+    if drain:
+        await reply.drain()

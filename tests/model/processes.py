@@ -2,7 +2,7 @@
 
 A process is everything that one EventLog started. Its tasks are known by a context variable that
 they inherit, so `crash` can end them all at once, with their connections, and without any of the
-clean-up that closing would do. What it had sent may still be stored by Postgres, as after a SIGKILL.
+clean-up that closing would do. What it had sent may still be stored, as after a SIGKILL.
 
 `FaultyStore` is the store on Postgres with planned faults of single commits.
 """
@@ -10,6 +10,7 @@ clean-up that closing would do. What it had sent may still be stored by Postgres
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
@@ -26,16 +27,19 @@ from eventlog.testing import until
 Fault = Literal["none", "unreachable", "busy", "lost before", "lost after"]
 FAULTS: Final[tuple[Fault, ...]] = ("none", "unreachable", "busy", "lost before", "lost after")
 CRASH_SECONDS_MAX: Final = 10.0
+NAME: Final = "process-"
 
 Result = TypeVar("Result")
+_numbers = itertools.count(1)
 _running: ContextVar[Process | None] = ContextVar("_running", default=None)
 
 
 class FaultyStore(PostgresStore):
     """Each commit takes the next fault of the plan; without one it is as always."""
 
-    def __init__(self, url: str, *, tenant_id: int, shards: int, role: str | None) -> None:
-        super().__init__(url, tenant_id=tenant_id, shards=shards, role=role)
+    def __init__(self, url: str, *, tenant_id: int, shards: int, name: str) -> None:
+        super().__init__(url, tenant_id=tenant_id, shards=shards, role=APP_ROLE)
+        self._settings["application_name"] = name
         self.plan: deque[Fault] = deque()
 
     async def commit(self, lane: int, commands: list[Command]) -> list[Answer]:
@@ -56,7 +60,9 @@ class FaultyStore(PostgresStore):
 class Process:
     """One EventLog and all that it started."""
 
-    def __init__(self, log: EventLog, store: FaultyStore) -> None:
+    def __init__(self, log: EventLog, store: FaultyStore, name: str) -> None:
+        self.name = name
+        """By which Postgres knows its connections."""
         self.log = log
         self.store = store
         self.tasks: set[asyncio.Task[Any]] = set()
@@ -67,9 +73,10 @@ class Process:
         postgres_url: str, redis_url: str, *, shards: int, settings: Settings
     ) -> Process:
         """A new process on the given servers, whose schema is installed."""
-        store = FaultyStore(postgres_url, tenant_id=0, shards=shards, role=APP_ROLE)
+        name = f"{NAME}{next(_numbers)}"
+        store = FaultyStore(postgres_url, tenant_id=0, shards=shards, name=name)
         log = EventLog(store, settings=settings, redis_url=redis_url, servers=None)
-        process = Process(log, store)
+        process = Process(log, store, name)
         await process.run(process._open())
         return process
 
@@ -112,7 +119,7 @@ class Process:
         return [each for each in links if each is not None]
 
     def _is_dead(self) -> bool:
-        """Whether all tasks have ended. Some wait on while they are cancelled once, as they should."""
+        """Whether all tasks have ended. Some wait on when they are cancelled once, rightly."""
         alive = [task for task in self.tasks if not task.done()]
         for task in alive:
             task.cancel()

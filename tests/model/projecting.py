@@ -1,4 +1,4 @@
-"""A projector that is moved step by step, can die at each point of a batch, and come back as a zombie.
+"""A projector that is moved step by step, can die around a commit, and go on as a zombie.
 
 Its leases are over as soon as they are taken, so anybody may take any shard at any time: what keeps
 two projectors apart here is the epoch in the checkpoint alone.

@@ -14,7 +14,7 @@ from eventlog import EventLog, InvalidRequest, SessionNotFound
 from eventlog.embedded.temporary import ValkeyServer
 from eventlog.envelope import new_id
 from eventlog.testing import message, refused, until
-from eventlog.view_cache import ViewCache
+from eventlog.view_cache import AWAY_SECONDS, ViewCache
 from eventlog.views import SessionView, view_of
 from projections.cache import CacheWriter
 from projections.projection import Projection
@@ -69,17 +69,19 @@ async def test_cache_when_invalidated_takes_nothing_older(log: EventLog) -> None
 async def test_view_when_read_comes_from_the_cheapest_place(log: EventLog) -> None:
     """Log, then row, then cache; each is as new as it says, and `min_seq` goes on to the next."""
     session = await log.create_session(user_id="ada")
-    first = await session.view()
-    assert first == await view_at(log, session.id, 1)
-    done = await session.append(message())
-
-    assert (await session.view()).seq == 1  # from the cache, which nobody has brought up to date
-    mine = await session.view(min_seq=done.last_seq)
-    assert mine == await view_at(log, session.id, done.last_seq)
-    assert await session.view() == mine
-    await session.append(message())
+    assert await session.view() == await view_at(log, session.id, 1)  # folded: there is no row
+    assert await cache_of(log).get(session.id) is None
     await project_all(log)
-    assert (await session.view(min_seq=3)).message_count == 2
+    await session.append([message(), message()])
+    behind = await session.view()
+    assert behind == await view_at(log, session.id, 1)  # from the row
+    assert await cache_of(log).get(session.id) == behind
+
+    assert await session.view(min_seq=3) == await view_at(log, session.id, 3)
+    await project_all(log)
+    assert await session.view() == behind  # from the cache, which nobody told
+    assert (await session.view(min_seq=2)).seq == 3
+    assert (await session.view()).seq == 3
 
     with refused(InvalidRequest):
         await session.view(min_seq=99)
@@ -94,6 +96,7 @@ async def test_view_when_the_cache_holds_nonsense_comes_from_postgres(
 ) -> None:
     """Broken JSON, or another session's view, under the session's key: not believed."""
     session, other = await own_log.create_session(), await own_log.create_session()
+    await project_all(own_log)
     expected, foreign = await session.view(), await other.view()
     (key,) = [
         name
@@ -126,7 +129,7 @@ async def test_view_when_redis_was_flushed_is_right(
 async def test_view_when_redis_is_down_costs_next_to_nothing(
     own_log: EventLog, valkey: ValkeyServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Hundreds of reads without Redis: all answered, one of them tries it, and says so."""
+    """Hundreds of reads without Redis: all answered; one in a while tries it, and says so."""
     session = await own_log.create_session()
     expected = await session.view()
     await asyncio.to_thread(valkey.kill)
@@ -134,9 +137,9 @@ async def test_view_when_redis_is_down_costs_next_to_nothing(
 
     found = [await session.view() for _ in range(300)]
 
-    assert set(map(repr, found)) == {repr(expected)}
-    assert time.monotonic() - begin < 3
-    assert "cache.failed" in capsys.readouterr().out
+    assert all(each == expected for each in found)
+    tries = capsys.readouterr().out.count("cache.failed")
+    assert 1 <= tries <= 1 + (time.monotonic() - begin) / AWAY_SECONDS
 
 
 async def test_view_when_redis_hangs_waits_no_longer_than_the_limit(
@@ -159,6 +162,7 @@ async def test_cache_when_written_has_a_time_to_live(
 ) -> None:
     """As long as the settings say."""
     session = await own_log.create_session()
+    await project_all(own_log)
     await session.view()
 
     (key,) = [name async for name in client.scan_iter(match="*:view:*")]
@@ -193,6 +197,7 @@ async def test_writer_when_redis_was_away_writes_what_it_missed(
 async def test_writer_when_a_shard_is_taken_over_writes_its_newest(log: EventLog) -> None:
     """The worker before died between its commit and the cache: whoever follows makes it good."""
     session = await log.create_session()
+    await project_all(log)
     await session.view()
     done = await session.append(message())
     await project_all(log)  # which writes no cache

@@ -176,7 +176,8 @@ async def test_checker_when_a_row_is_altered_finds_it(log: EventLog) -> None:
         "update eventlog.session_views set position = position - 1",
         "update eventlog.session_views set owner_id = null",
         "update eventlog.message_views set hidden = true where ordinal = 1",
-        "update eventlog.message_views set body = (select body from eventlog.message_views limit 1)",
+        "update eventlog.message_views"
+        " set body = overlay(body placing 'T' from position('two' in body)) where ordinal = 1",
         "delete from eventlog.message_views where ordinal = 0",
         "delete from eventlog.session_views",
         "update eventlog.checkpoints set position = position - 1",

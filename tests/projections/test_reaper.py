@@ -12,12 +12,12 @@ from tests.conftest import OpenLog
 from tests.projections.checks import differences, project_all
 from workers.reaper import reap, run_reaper
 
-IDLE_SECONDS = 0.5
+IDLE_SECONDS = 1.0
 
 
 @pytest.fixture
 async def impatient_log(open_log: OpenLog) -> EventLog:
-    """A log that gives a silent writer half a second."""
+    """A log that gives a silent writer a second."""
     return await open_log(reply_idle_seconds=IDLE_SECONDS)
 
 
@@ -45,7 +45,6 @@ async def test_reaper_when_a_writer_is_silent_ends_its_reply(impatient_log: Even
             await reply.write("half a sen")
             await until(lambda: has_text(session, "half a sen"))
             await project_all(impatient_log)
-            assert await reap(impatient_log) == 0
             await until(reaped)
             for _ in range(10_000):
                 await reply.write("tence")
@@ -76,7 +75,7 @@ async def test_reaper_when_a_reply_is_old_but_alive_leaves_it(impatient_log: Eve
         begin = asyncio.get_running_loop().time()
         while asyncio.get_running_loop().time() < begin + 2 * IDLE_SECONDS:
             await reply.write("a")
-            await asyncio.sleep(IDLE_SECONDS / 10)
+            await asyncio.sleep(IDLE_SECONDS / 50)
         assert await reap(impatient_log) == 1
 
         assert await open_in(session) == ["alive"]

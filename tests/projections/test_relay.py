@@ -41,7 +41,8 @@ async def feed_of(log: EventLog, client: redis.asyncio.Redis, shard: int) -> lis
     """What the shard's feed holds now."""
     assert log.fanout is not None
     name = (await log.fanout.keys()).feed(shard)
-    entries: list[Any] = await client.execute_command("XRANGE", name, "-", "+")
+    found = client.execute_command("XRANGE", name, "-", "+")  # type: ignore[no-untyped-call]
+    entries: list[Any] = await found
     rows = [unpack_row(fields[b"r"]) for _, fields in entries]
     assert [last_position([entry]) for entry in entries] == [row.position for row in rows]
     return rows

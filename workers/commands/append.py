@@ -16,7 +16,12 @@ from workers.terminal import make_console, print_line, safe_json, safe_line
 
 async def append(
     session: SessionName,
-    text: Annotated[str, Parameter(name="TEXT", help="The message; - reads it from stdin.")],
+    text: Annotated[
+        str,
+        Parameter(
+            name="TEXT", help="The message; - reads it from stdin.", allow_leading_hyphen=True
+        ),
+    ],
     /,
     *,
     role: Literal["user", "assistant", "system", "developer"] = "user",
@@ -58,6 +63,11 @@ async def append(
     """
     if not create and (user or title):
         raise InvalidRequest("--user and --title are for a new session; add --create")
+    if text.startswith("--"):
+        raise InvalidRequest(
+            f"{text!r:.40} looks like an option; to append it as text, pipe it in: "
+            f"echo TEXT | eventlog append {session} -"
+        )
     content = _from_stdin() if text == "-" else text
     async with open_log() as log:
         if create:

@@ -4,11 +4,17 @@ Each imported event has an id made from the session and its place in the transcr
 holds of a transcript is a run of these ids, right behind its first event; the rest is appended
 behind that run, in batches, each only if the session is still where we believe it is. So an import
 that was killed goes on where it was, and of two at once one waits for the other.
+
+A file that was written a moment ago may go on, and its last message with it: agents write a message
+in several lines. What was imported can't grow, so such a message is left for the next import.
 """
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -16,7 +22,7 @@ import msgspec
 from eventlog import EventLog, Session, WrongExpectedSeq
 from eventlog.envelope import Draft
 from eventlog.errors import InvalidRequest
-from eventlog.events import Custom, SessionClosed, StoredEvent
+from eventlog.events import Custom, MessageAdded, SessionClosed, StoredEvent
 from eventlog.integrations.transcripts import Transcript, event_id_of, resolve
 
 BATCH_EVENTS_MAX: Final = 200
@@ -27,13 +33,19 @@ FIRST_SEQ: Final = 2
 """Behind `session.created`."""
 
 
+SETTLED_SECONDS: Final = 30.0
+"""A file that nobody has written to for so long is taken to be finished."""
+
+
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What an import did. `changed` events stand in the log as they were imported first."""
+    """What an import did."""
 
     key: str
     added: int
     known: int
+    """Events that were there before."""
     changed: int
+    """Events that the file now tells otherwise; the log keeps what was imported first."""
 
 
 async def import_transcript(
@@ -42,9 +54,13 @@ async def import_transcript(
     *,
     key: str | None,
     user_id: str | None,
+    leave_last: bool,
     progress: Callable[[int], object],
 ) -> Outcome:
-    """Append what the session lacks. Raises `InvalidRequest` if it holds other events, too."""
+    """Append what the session lacks; with `leave_last` not the last event.
+
+    Raises `InvalidRequest` if the session holds other events in between.
+    """
     name = key or transcript.key
     session = await log.create_session(
         key=name,
@@ -52,7 +68,9 @@ async def import_transcript(
         title=transcript.title,
         metadata=transcript.user_metadata,
     )
-    drafts = list(_drafts(session, transcript))
+    drafts = list(drafts_of(session, transcript))
+    if leave_last:
+        drafts.pop()
     first_known: int | None = None
     for _ in range(TRIES_MAX):
         known, changed = await _known(session, name, drafts)
@@ -69,7 +87,22 @@ async def import_transcript(
     raise InvalidRequest(f"session {name!r} changes all the time; import it when that is over")
 
 
-def _drafts(session: Session, transcript: Transcript) -> Iterator[Draft]:
+def may_go_on(path: Path, transcript: Transcript) -> bool:
+    """Whether the last event may become another when the file is written on."""
+    if transcript.format == "eventlog" or not transcript.events:
+        return False
+    if time.time() - path.stat().st_mtime > SETTLED_SECONDS:
+        return False
+    last = transcript.events[-1].event
+    if isinstance(last, MessageAdded) and last.role == "assistant":
+        return True
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"  # a line that is still being written
+
+
+def drafts_of(session: Session, transcript: Transcript) -> Iterator[Draft]:
+    """The transcript's events, ready to be appended behind the session's first event."""
     events = resolve(transcript, FIRST_SEQ)
     last = len(events) - 1
     for index, (event, imported) in enumerate(zip(events, transcript.events, strict=True)):

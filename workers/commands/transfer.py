@@ -21,7 +21,7 @@ from eventlog.integrations.export import export_line
 from eventlog.integrations.transcripts import Problem, Transcript, read_transcript
 from workers.commands import look
 from workers.commands.arguments import SessionName
-from workers.commands.importing import Outcome, import_transcript
+from workers.commands.importing import Outcome, import_transcript, may_go_on
 from workers.commands.opening import open_log
 from workers.terminal import escape_json, make_console, safe, safe_line
 
@@ -81,14 +81,23 @@ async def _import_one(
         reading = progress.add_task("read", total=None)
         transcript = read_transcript(path, progress=_mover(progress, reading))
         storing = progress.add_task("stored", total=len(transcript.events))
+        leave_last = may_go_on(path, transcript)
         outcome = await import_transcript(
             log,
             transcript,
             key=key,
             user_id=user,
+            leave_last=leave_last,
             progress=lambda done: progress.update(storing, completed=done),
         )
     print_report(console, path, transcript, outcome)
+    if leave_last:
+        console.print(
+            "  the last message was left out: the file was written to just now, and may go on; "
+            "import it again later",
+            style=look.UNDER_WAY,
+            soft_wrap=True,
+        )
 
 
 def _progress(title: str) -> Progress:
