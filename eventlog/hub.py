@@ -117,6 +117,7 @@ class Hub:
         self._client_id = 0
         self._blocked = False
         self._live = False
+        self._lost = False
         self._closed = False
         self._check = asyncio.Event()
         self._watch = asyncio.Event()
@@ -220,9 +221,11 @@ class Hub:
             try:
                 await self._read()
             except (RedisDown, Unavailable) as error:
+                self._lost = True
                 if self._live:
                     log.warning("hub.redis_lost", error=str(error))
                 self._live = False
+        self._lost = False
                 self._cursors.clear()
                 self._check.set()
                 await asyncio.sleep(pause * (0.5 + random.random()))
@@ -240,8 +243,9 @@ class Hub:
         while keys == await self._fanout.keys():
             await self._start_shards(link, keys)
             if not self._live:
-                log.info("hub.redis_back", shards=len(self._cursors))
-                self._live = True
+                if self._lost:
+                    log.info("hub.redis_back", shards=len(self._cursors))
+                self._live, self._lost = True, False
                 self._check.set()
             if not self._cursors:
                 self._watch.clear()

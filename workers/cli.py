@@ -28,6 +28,7 @@ from eventlog.errors import (
     Unavailable,
 )
 from eventlog.redis_link import RedisDown
+from workers.commands.version import own_version
 from workers.terminal import safe
 
 FAILED: Final = 1
@@ -49,7 +50,7 @@ app = App(
     EVENTLOG_DATA another data folder. Every command tells more with --help.""",
     help_format="plaintext",
     help_flags=("--help", "-h"),
-    version_flags=(),
+    version=lambda: own_version(),
     default_parameter=Parameter(negative=(), show_default=False),
 )
 _COMMANDS: Final = {
@@ -88,7 +89,8 @@ def _register() -> None:
         group = Group(title, sort_key=place)
         for number, (name, where) in enumerate(commands.items()):
             app.command(f"workers.{where}", name=name, group=group, sort_key=number)
-    app["--help"].show = False  # the text above says it
+    for flag in ("--help", "--version"):
+        app[flag].show = False  # the text above says it
 
 
 _register()

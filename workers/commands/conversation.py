@@ -81,14 +81,20 @@ def print_compaction(console: Console, compaction: Compaction, *, full: bool = F
     look.print_wrapped(console, compaction.summary, look.QUIET, lines=lines)
 
 
-def print_context(console: Console, messages: Iterable[dict[str, object]]) -> None:
+def print_context(
+    console: Console, messages: Iterable[dict[str, object]], *, full: bool = False
+) -> None:
     """What a model sees next, message by message."""
     for number, message in enumerate(messages, 1):
         console.print()
         console.print(look.heading(str(message["role"]), f"{number}"))
         content = message.get("content")
         if isinstance(content, str | list) and content:
-            look.print_cut(console, look.plain_text(content), "", lines=2 * OUTPUT_LINES)
+            text = look.plain_text(content)
+            if full:
+                look.print_prose(console, text)
+            else:
+                look.print_cut(console, text, "", lines=2 * OUTPUT_LINES)
         calls = message.get("tool_calls")
         for call in calls if isinstance(calls, list) else []:
             console.print(Text(f"  → {safe_line(str(call['function']['name']))}", look.CALL))

@@ -15,15 +15,18 @@ from rich.text import Text
 
 from eventlog import EventLog
 from eventlog.views import SessionPage, SessionView
+from projections.checkpoint import checkpoints, postgres_of
 from workers.commands import look
 from workers.commands.arguments import AsJson
 from workers.commands.opening import open_log, waiting
-from workers.projector import lag, run_projector
+from workers.projector import run_projector
 from workers.terminal import clip, make_console, print_line, safe_json, safe_line
 
 CATCH_UP_SECONDS_MAX: Final = 30.0
 """How long a list on embedded servers waits for its own projector; then it says it is behind."""
-CATCH_UP_POLL_SECONDS: Final = 0.05
+PATIENCE_SECONDS: Final = 0.3
+"""How long it waits for the projector of someone else."""
+POLL_SECONDS: Final = 0.03
 WIDE_COLUMNS: Final = 100
 """From here on there is room for everything."""
 TITLE_COLUMNS_MIN: Final = 8
@@ -67,7 +70,7 @@ async def list_sessions(
         )
     if behind:
         make_console(stderr=True).print(
-            f"the list is {look.plural(behind, 'event')} behind the log; does a projector run? "
+            f"the list is {look.plural(behind, 'row')} behind the log; does a projector run? "
             "Start one with: eventlog project",
             style="yellow",
         )
@@ -79,26 +82,34 @@ async def list_sessions(
 
 
 async def _catch_up(log: EventLog) -> int:
-    """Events that the view lacks, after a projector of our own ran if the servers are embedded."""
-    behind = await rows_behind(log)
+    """Rows that the views still lack of what the log holds now; 0 is the usual answer.
+
+    A projector that runs somewhere gets a moment to bring them. On embedded servers, where often
+    none does, one of our own is run.
+    """
+    heads = await log.store.feed_heads()
+    behind = await _wait_for(log, heads, seconds=PATIENCE_SECONDS)
     if not behind or log.servers is None or not log.servers.postgres_embedded:
         return behind
-    loop = asyncio.get_running_loop()
-    until = loop.time() + CATCH_UP_SECONDS_MAX
     stop = asyncio.Event()
     with waiting("bringing the list up to date …"):
         async with asyncio.TaskGroup() as group:
             group.create_task(run_projector(log, stop))
-            while behind and loop.time() < until:
-                await asyncio.sleep(CATCH_UP_POLL_SECONDS)
-                behind = await rows_behind(log)
+            behind = await _wait_for(log, heads, seconds=CATCH_UP_SECONDS_MAX)
             stop.set()
     return behind
 
 
-async def rows_behind(log: EventLog) -> int:
-    """Rows of the log that the views don't show yet, all shards together."""
-    return sum((await lag(log)).values())
+async def _wait_for(log: EventLog, heads: list[int], *, seconds: float) -> int:
+    """Wait until the views are as far as `heads`; how many rows they lack when time is up."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + seconds
+    while True:
+        done = await checkpoints(postgres_of(log))
+        behind = sum(max(0, head - at) for head, at in zip(heads, done, strict=True))
+        if not behind or loop.time() > until:
+            return behind
+        await asyncio.sleep(POLL_SECONDS)
 
 
 def print_json(page: SessionPage) -> None:

@@ -51,7 +51,7 @@ async def show(
         return 0
     print_title(console, state, head)
     if context:
-        print_context(console, state.context())
+        print_context(console, state.context(), full=full)
     else:
         print_conversation(console, state, full=full)
     return 0

@@ -141,7 +141,7 @@ async def _run(
     print_past(console, past)
     print_figures(console, await _figures(session, watcher, took))
     passed = print_checks(console, checks)
-    print_next_steps(console, key)
+    print_next_steps(console, key, len(watcher.received) // 2)
     return 0 if passed else 1
 
 

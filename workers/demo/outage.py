@@ -11,8 +11,9 @@ from typing import Final
 from eventlog import EventLog
 from eventlog.embedded import start_redis, stop_redis
 from eventlog.errors import EventLogError
+from eventlog.fanout import FanOut
+from eventlog.redis_link import RedisDown
 from workers.commands.live import LiveView
-from workers.commands.look import plural
 from workers.demo.player import Moment
 from workers.demo.watcher import Watcher
 
@@ -57,12 +58,18 @@ class Outage:
         """Delete everything in an embedded Redis, or this log's keys in any other."""
         fanout = self._log.fanout
         assert fanout is not None
-        if self.is_embedded:
-            count = await fanout.call("DBSIZE")
-            assert isinstance(count, int)
-            await fanout.call("FLUSHALL")
-            self._view.note(f"Redis is flushed: {plural(count, 'key')} gone")
-            return
+        try:
+            if self.is_embedded:
+                count = await fanout.call("DBSIZE")
+                await fanout.call("FLUSHALL")
+                self._view.note(f"Redis is flushed: {count} keys gone")
+            else:
+                count = await self._delete_keys(fanout)
+                self._view.note(f"this log's keys are deleted from Redis: {count} gone")
+        except RedisDown as error:
+            self._view.note(f"Redis is away by itself, and can't be flushed: {error}")
+
+    async def _delete_keys(self, fanout: FanOut) -> int:
         prefix = (await fanout.keys()).prefix
         cursor, count = b"0", 0
         while True:
@@ -73,8 +80,7 @@ class Outage:
                 await fanout.call("UNLINK", *names)
                 count += len(names)
             if cursor == b"0":
-                break
-        self._view.note(f"this log's keys are deleted from Redis: {plural(count, 'key')} gone")
+                return count
 
     async def stop(self) -> None:
         """Stop an embedded Redis."""

@@ -122,13 +122,13 @@ def print_checks(console: Console, checks: Sequence[Check]) -> bool:
     return not failed
 
 
-def print_next_steps(console: Console, key: str) -> None:
+def print_next_steps(console: Console, key: str, seq: int) -> None:
     """What to try with what is in the log now."""
     console.print()
     console.print(Text("The session stays. Try:", look.QUIET))
     for command in (
         "eventlog sessions",
-        f"eventlog show {key} --at 500",
+        f"eventlog show {key} --at {seq}",
         f"eventlog tail {key} --after 0",
     ):
         console.print(Text(f"  {command}", look.QUIET), soft_wrap=True)
