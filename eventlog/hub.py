@@ -225,7 +225,6 @@ class Hub:
                 if self._live:
                     log.warning("hub.redis_lost", error=str(error))
                 self._live = False
-        self._lost = False
                 self._cursors.clear()
                 self._check.set()
                 await asyncio.sleep(pause * (0.5 + random.random()))

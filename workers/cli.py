@@ -50,7 +50,7 @@ app = App(
     EVENTLOG_DATA another data folder. Every command tells more with --help.""",
     help_format="plaintext",
     help_flags=("--help", "-h"),
-    version=lambda: own_version(),
+    version=own_version,
     default_parameter=Parameter(negative=(), show_default=False),
 )
 _COMMANDS: Final = {
@@ -121,6 +121,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         return _call(command, bound) or 0
     except KeyboardInterrupt:
+        if sys.stderr.isatty():
+            sys.stderr.write("\n")  # behind ^C, and whatever line was being written
         return CTRL_C
     except BrokenPipeError:
         return _leave_pipe()

@@ -26,7 +26,7 @@ def print_version() -> None:
 
 def own_version() -> str:
     """Version of this program."""
-    return _version(DISTRIBUTION) or "of a checkout that is not installed"
+    return _version(DISTRIBUTION) or "(a checkout that is not installed)"
 
 
 def _version(distribution: str) -> str | None:

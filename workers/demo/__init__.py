@@ -59,7 +59,7 @@ async def demo(
     fast: bool = False,
     lose_one: Annotated[bool, Parameter(show=False)] = False,
 ) -> int:
-    """See it work: a recorded conversation, live, while Redis is taken away.
+    """See it work: a conversation, live, while Redis is taken away.
 
     An agent plays the conversation, streaming its replies token by token, and
     a subscriber shows what it gets. On the way Redis is flushed and stopped.
