@@ -71,6 +71,7 @@ class Lane:
         self._timeout_seconds = timeout_seconds
         self._on_commit = on_commit
         self._pending: deque[Command] = deque()
+        self._in_hand: list[Command] = []
         self._loop = asyncio.get_running_loop()
         self._sleeper: asyncio.Future[None] | None = None
         self._room: list[asyncio.Future[None]] = []
@@ -123,8 +124,10 @@ class Lane:
     async def run(self) -> None:
         try:
             await self._run()
-        finally:  # only a bug gets here with commands waiting: let nobody wait for ever
+        finally:  # only a bug, or the end of the loop, finds commands here: nobody waits for ever
             self.closing = True
+            for command in self._in_hand:
+                _give_up(command)
             while self._pending:
                 _fail(self._pending.popleft(), Unavailable("the batcher stopped; see the log"))
 
@@ -140,7 +143,8 @@ class Lane:
                 # commit takes them all.
                 await asyncio.sleep(0)
                 continue
-            await self._commit(self._take())
+            self._in_hand = self._take()
+            await self._commit(self._in_hand)
         if self._settling:
             await asyncio.gather(*self._settling)
 
@@ -283,6 +287,7 @@ class Lane:
         task = asyncio.create_task(self._settle(command))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
+        task.add_done_callback(lambda _: _give_up(command))
 
     async def _settle(self, command: Command) -> None:
         """Duplicate, or the id of something else? Rows never change, so looking later is safe."""
@@ -364,3 +369,9 @@ def _fail(command: Command, error: BaseException) -> None:
     command.outcome = error
     if not command.future.done():
         command.future.set_exception(error)
+
+
+def _give_up(command: Command) -> None:
+    """Nobody goes on with it. Does nothing for a command that came to its end."""
+    if command.outcome is None:
+        _fail(command, OutcomeUnknown(command.session_id, command.drafts[0].event_id))
