@@ -29,7 +29,7 @@ LOG_EVENTS: Final[dict[str, str]] = {
     "snapshot.ignored": "a snapshot was damaged or of another fold version; the log was read",
     "snapshot.not_saved": "a snapshot could not be saved; only speed is lost",
     "cache.failed": "a cache in Redis could not be read or written; Postgres was used",
-    "relay.swept": "the relay looked at all shards",
+    "relay.swept": "a sweep of the relay copied rows that feeds lacked",
     "projector.leases_taken": "this process now projects these shards",
     "projector.lease_lost": "another process projects the shard now",
     "projector.batch_failed": "a batch could not be projected; it is tried again",

@@ -122,7 +122,7 @@ REFUSED["itself"] = Custom(name="x", data=_ITSELF)
 async def test_input_when_it_can_be_stored_comes_back_exactly(
     any_log: EventLog, open_log: OpenLog, subtests: pytest.Subtests
 ) -> None:
-    """Text of every kind, numbers at their limits, 10 MB: equal after the round trip, everywhere."""
+    """Text of every kind, numbers at their limits, 10 MB: equal after every round trip."""
     session = await any_log.create_session()
     other = await (await open_log()).session(session.id)
     live = asyncio.create_task(take(other.subscribe(after=1), len(EXACT), seconds=60))
@@ -213,7 +213,7 @@ REQUESTS: dict[str, tuple[Attempt, type[EventLogError]]] = {
     ),
     "message id with a surrogate": (
         lambda log, session: session.reply(message_id="\ud800").__aenter__(),
-        InvalidEvent,
+        InvalidRequest,
     ),
     "user with a surrogate": (
         lambda log, session: log.create_session(user_id="\ud800"),
