@@ -5,24 +5,59 @@ What can be said against an append without asking Postgres is said here, before 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
 
 from eventlog import events as ev
 from eventlog.codec import encode_event
-from eventlog.envelope import BY_ID, SEALS, TOMBSTONE, Draft, closing_id_of, new_id, opening_id_of
+from eventlog.envelope import (
+    BY_ID,
+    SEALS,
+    TOMBSTONE,
+    Draft,
+    closing_id_of,
+    derived_id,
+    new_unnamed_id,
+    opening_id_of,
+)
 from eventlog.errors import InvalidEvent, InvalidRequest
 
 BATCH_EVENTS_MAX: Final = 1_000
 """Events of one atomic batch."""
 
 
+def make_batch(
+    events: Sequence[ev.StoredEvent], event_id: UUID | None, session_id: UUID, *, bytes_max: int
+) -> list[Draft]:
+    """Events of one atomic append. Whoever knows the first one's id knows those of the others.
+
+    However the caller names it, a message ends under one id: see `closing_id_of`.
+    """
+    batch: list[Draft] = []
+    for index, event in enumerate(events):
+        chosen = derived_id(batch[0].event_id, index) if index else event_id
+        if isinstance(event, ev.MessageCompleted | ev.MessageInterrupted):
+            chosen = None
+        named = event_id is not None
+        batch.append(make_draft(event, chosen, session_id, bytes_max=bytes_max, named=named))
+    return batch
+
+
 def make_draft(
-    event: ev.StoredEvent, event_id: UUID | None, session_id: UUID, *, bytes_max: int
+    event: ev.StoredEvent,
+    event_id: UUID | None,
+    session_id: UUID,
+    *,
+    bytes_max: int,
+    named: bool = True,
 ) -> Draft:
-    """An event with its id and bytes, ready to be appended. Raises `InvalidEvent`."""
+    """An event with its id and bytes, ready to be appended. Raises `InvalidEvent`.
+
+    `named`: the id, if there is one, was chosen by the caller, and is to be unique in the session.
+    """
     data = encode_event(event, bytes_max=bytes_max)
-    flags = 0 if event_id is None else BY_ID
+    flags = BY_ID if named and event_id is not None else 0
     match event:
         case ev.MessageAdded():
             pass
@@ -40,7 +75,7 @@ def make_draft(
             flags |= SEALS | TOMBSTONE
         case _:
             pass
-    return Draft(event_id or new_id(), ev.type_code(event), flags, 1, data)
+    return Draft(event_id or new_unnamed_id(), ev.type_code(event), flags, 1, data)
 
 
 def check_batch(drafts: list[Draft], *, bytes_max: int) -> None:

@@ -189,6 +189,7 @@ def as_frame(row: Row, *, until: int | None = None) -> RecordedEvent:
 # --- identities ----------------------------------------------------------------------------------
 
 _NAMESPACE: Final = UUID("6f1f0a52-6c0e-5d0b-9a53-5f0d7c1b2a10")
+_UNNAMED: Final = b"\x8e\x10"
 
 
 def new_id() -> UUID:
@@ -197,6 +198,23 @@ def new_id() -> UUID:
     value[6] = 0x70 | value[6] & 0x0F
     value[8] = 0x80 | value[8] & 0x3F
     return FastUUID(bytes(value))
+
+
+def new_unnamed_id() -> UUID:
+    """Id of an event that its caller gave no id: a UUIDv8, laid out like `new_id`.
+
+    Its row is in no index of ids. Whoever appends under such an id has it from `OutcomeUnknown`,
+    and is_unnamed() tells that the row must be looked for in another way.
+    """
+    value = bytearray((time.time_ns() // 1_000_000).to_bytes(6, "big") + os.urandom(10))
+    value[6], value[7] = _UNNAMED
+    value[8] = 0x80 | value[8] & 0x3F
+    return FastUUID(bytes(value))
+
+
+def is_unnamed(event_id: UUID) -> bool:
+    """Whether `new_unnamed_id` made it. (Of other UUIDv8s one in 4,096 looks like that as well.)"""
+    return event_id.bytes[6:8] == _UNNAMED
 
 
 def session_id_of(key: str | UUID, tenant_id: int) -> UUID:

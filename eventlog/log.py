@@ -75,7 +75,7 @@ class EventLog:
             store,
             lanes=settings.lanes,
             timeout_seconds=settings.append_timeout_seconds,
-            on_commit=self._committed,
+            on_commit=self.committed,
         )
         self.hub = Hub(store, self.fanout, redis_url)
         cache = None
@@ -288,7 +288,7 @@ class EventLog:
 
     # --- after a commit ---
 
-    def _committed(self, commands: list[Command], answers: list[Answer]) -> None:
+    def committed(self, commands: list[Command], answers: list[Answer]) -> None:
         """Hand rows that were just committed to the fan-out, shard by shard."""
         fanout = self.fanout
         if fanout is None:

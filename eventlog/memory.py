@@ -9,12 +9,13 @@ from __future__ import annotations
 import bisect
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from uuid import UUID, uuid4
 
 from eventlog.envelope import BY_ID, FRAME, Row
 from eventlog.replay import Replayer
-from eventlog.store import Answer, Command, Head, Identity, Snapshot, Status
+from eventlog.store import Answer, Command, Commit, Head, Identity, Snapshot, Status
 from eventlog.views import SessionFilter, SessionView, place_of, view_of
 
 
@@ -41,6 +42,13 @@ class MemoryStore:
 
     async def commit(self, lane: int, commands: list[Command]) -> list[Answer]:
         return [self._append(command) for command in commands]
+
+    @asynccontextmanager
+    async def exclusively(self, shard: int) -> AsyncIterator[Commit]:
+        async def commit(command: Command) -> Answer:
+            return self._append(command)
+
+        yield commit
 
     def _append(self, command: Command) -> Answer:
         rows = self._sessions[command.session_id]

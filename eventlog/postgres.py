@@ -23,6 +23,7 @@ from eventlog.store import (
     Answer,
     Busy,
     Command,
+    Commit,
     ConnectionLost,
     Head,
     Identity,
@@ -37,6 +38,8 @@ READ_CONNECTIONS_MAX: Final = 8
 CONNECT_SECONDS_MAX: Final = 10.0
 CALL_SECONDS_MAX: Final = 20.0
 """After this a call counts as lost."""
+EXCLUSIVE_MAX: Final = 2
+"""Exclusive appends at a time: each holds one reading connection and needs another."""
 READ_TRIES_MAX: Final = 3
 """A read is tried again on a fresh connection before it raises `Unavailable`."""
 FOR_EVER: Final = 2**62
@@ -99,6 +102,7 @@ class PostgresStore:
         self._lanes: dict[int, asyncpg.Connection[Any]] = {}
         self._pool: asyncpg.Pool[Any] | None = None
         self._append = query("append")
+        self._exclusive = asyncio.Semaphore(EXCLUSIVE_MAX)
 
     async def open(self) -> None:
         """Make the pool of reading connections; none is opened yet."""
@@ -143,6 +147,28 @@ class PostgresStore:
                 raise
             raise IdTaken(str(error)) from error
         return [Answer(*record) for record in records]
+
+    @asynccontextmanager
+    async def exclusively(self, shard: int) -> AsyncIterator[Commit]:
+        appended = False
+        async with self._exclusive:
+            try:
+                async with self.connection() as connection, connection.transaction():
+                    await connection.fetch(query("lock_shard"), shard)
+
+                    async def commit(command: Command) -> Answer:
+                        nonlocal appended
+                        appended = True
+                        records = await connection.fetch(
+                            self._append, *_arrays(self.tenant_id, [command])
+                        )
+                        return Answer(*records[0])
+
+                    yield commit
+            except Unavailable as error:
+                if appended:
+                    raise ConnectionLost(str(error)) from error
+                raise
 
     async def _lane_connection(self, lane: int) -> asyncpg.Connection[Any]:
         connection = self._lanes.get(lane)

@@ -1,8 +1,8 @@
 """Changing a conversation by appending: rewind, undo, clear, close, taking over a dead reply.
 
 Each of these reads the state, decides, and appends with `expected_seq`, so what it decided on is
-what was there; when somebody else appended meanwhile it reads and decides again, a bounded number
-of times.
+what was there; when somebody else appended meanwhile it reads and decides again. In a session where
+others append without pause it would never get a turn: after some tries it locks the shard.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from eventlog.state import SessionState
 if TYPE_CHECKING:
     from eventlog.session import Session
 
-CONTENDED_TRIES_MAX: Final = 20
-"""Rivals that may append in between before `WrongExpectedSeq` is raised."""
+CONTENDED_TRIES_MAX: Final = 8
+"""Rivals that may append in between before the shard is locked to get a turn."""
 
 
 async def decide(
@@ -37,7 +37,7 @@ async def decide(
             return state, await session.append_drafts(drafts, expected_seq=state.seq)
         except (WrongExpectedSeq, EventIdReused):
             continue
-    raise WrongExpectedSeq(session.id, state.seq, await session.head())
+    return await session.decide_alone(choose)
 
 
 def interruption(message: Message, reason: str) -> ev.MessageInterrupted:

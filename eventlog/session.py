@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from eventlog import events as ev
 from eventlog import revisions
-from eventlog.drafts import BATCH_EVENTS_MAX, check_batch, check_seq, make_draft, parse_event_id
+from eventlog.drafts import (
+    BATCH_EVENTS_MAX,
+    check_batch,
+    check_seq,
+    make_batch,
+    make_draft,
+    parse_event_id,
+)
 from eventlog.entries import Message
 from eventlog.envelope import (
     ANY,
@@ -24,7 +31,7 @@ from eventlog.envelope import (
     Expected,
     RecordedEvent,
     Row,
-    derived_id,
+    is_unnamed,
 )
 from eventlog.errors import (
     InvalidRequest,
@@ -33,7 +40,7 @@ from eventlog.errors import (
 )
 from eventlog.reply import Reply
 from eventlog.state import SessionState
-from eventlog.store import Answer, Command
+from eventlog.store import Answer, Command, ConnectionLost, Status
 from eventlog.subscription import SessionSubscription
 from eventlog.telemetry import get_logger
 from eventlog.views import SessionView
@@ -85,30 +92,56 @@ class Session:
             )
         if event_id is not None and not isinstance(event_id, UUID):
             event_id = parse_event_id(event_id)
-        drafts = [
-            # However the caller names it, a message ends under one id: see `closing_id_of`.
-            self.draft(event)
-            if event_id is None or isinstance(event, ev.MessageCompleted | ev.MessageInterrupted)
-            else self.draft(event, derived_id(event_id, index))
-            for index, event in enumerate(many)
-        ]
-        return await self.append_drafts(drafts, expected_seq=expected_seq)
+        bytes_max = self._log.settings.event_bytes_max
+        drafts = make_batch(many, event_id, self.id, bytes_max=bytes_max)
+        asked_before = event_id is not None and is_unnamed(event_id)
+        return await self.append_drafts(
+            drafts, expected_seq=expected_seq, asked_before=asked_before
+        )
 
     def draft(self, event: ev.StoredEvent, event_id: UUID | None = None) -> Draft:
         """An event with its id and bytes, ready to be appended. Raises `InvalidEvent`."""
         return make_draft(event, event_id, self.id, bytes_max=self._log.settings.event_bytes_max)
 
     async def append_drafts(
-        self, drafts: list[Draft], *, expected_seq: Expected = ANY, message_id: str = ""
+        self,
+        drafts: list[Draft],
+        *,
+        expected_seq: Expected = ANY,
+        message_id: str = "",
+        asked_before: bool = False,
     ) -> Appended:
-        """Append prepared events as one batch; see `append`."""
+        """Append prepared events as one batch; see `append`.
+
+        `asked_before`: the outcome of the same append is unknown, and it had no id by a caller.
+        """
         expected = None if expected_seq is ANY else check_seq(expected_seq, "expected_seq")
         if len(drafts) > 1:
             check_batch(drafts, bytes_max=max(BATCH_BYTES_MAX, self._log.settings.event_bytes_max))
         self.flush_replies()
-        return await self.settle(
-            Command(self.id, self.shard, drafts, expected=expected, message_id=message_id)
-        )
+        command = Command(self.id, self.shard, drafts, expected=expected, message_id=message_id)
+        if asked_before:
+            command.sent, command.retry_after = True, expected or 0
+        return await self.settle(command)
+
+    async def decide_alone(
+        self, choose: Callable[[SessionState], list[Draft]]
+    ) -> tuple[SessionState, Appended | None]:
+        """Read, decide and append while nobody else can append to the shard."""
+        try:
+            async with self._log.store.exclusively(self.shard) as commit:
+                state = await self.replay()
+                drafts = choose(state)
+                if not drafts:
+                    return state, None
+                command = Command(self.id, self.shard, drafts, expected=state.seq)
+                answer = await commit(command)
+        except ConnectionLost:
+            raise OutcomeUnknown(self.id, drafts[0].event_id) from None
+        if answer.status != Status.OK:  # ask in the ordinary way: it has the words for it
+            return state, await self.append_drafts(drafts, expected_seq=state.seq)
+        self._log.committed([command], [answer])
+        return state, _appended(self.id, command, answer)
 
     def submit(self, command: Command) -> asyncio.Future[Answer | Row]:
         """Queue a command, without waiting for room."""
@@ -129,25 +162,7 @@ class Session:
                     log.warning("append.outcome_unknown", error=str(command.outcome))
                     raise cancelled from command.outcome
             raise
-        first = command.drafts[0]
-        if isinstance(answer, Row):
-            return Appended(
-                session_id=self.id,
-                first_seq=answer.first_seq,
-                last_seq=answer.first_seq + command.span - 1,
-                position=answer.position,
-                event_id=first.event_id,
-                recorded_at=answer.recorded_at,
-                duplicate=True,
-            )
-        return Appended(
-            session_id=self.id,
-            first_seq=answer.before_seq + 1,
-            last_seq=answer.before_seq + command.span,
-            position=answer.first_position,
-            event_id=first.event_id,
-            recorded_at=datetime.fromtimestamp(answer.recorded_us / 1_000_000, UTC),
-        )
+        return _appended(self.id, command, answer)
 
     def flush_replies(self) -> None:
         """Send what replies into this session have gathered: it comes before what comes now."""
@@ -359,3 +374,25 @@ async def _wait_for_outcome(command: Command) -> None:
             continue
     if command.future.done() and not command.future.cancelled():
         command.future.exception()  # seen: the cancellation is what the caller gets
+
+
+def _appended(session_id: UUID, command: Command, answer: Answer | Row) -> Appended:
+    first = command.drafts[0]
+    if isinstance(answer, Row):
+        return Appended(
+            session_id=session_id,
+            first_seq=answer.first_seq,
+            last_seq=answer.first_seq + command.span - 1,
+            position=answer.position,
+            event_id=first.event_id,
+            recorded_at=answer.recorded_at,
+            duplicate=True,
+        )
+    return Appended(
+        session_id=session_id,
+        first_seq=answer.before_seq + 1,
+        last_seq=answer.before_seq + command.span,
+        position=answer.first_position,
+        event_id=first.event_id,
+        recorded_at=datetime.fromtimestamp(answer.recorded_us / 1_000_000, UTC),
+    )

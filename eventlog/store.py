@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import enum
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol
 from uuid import UUID
 
@@ -190,6 +192,9 @@ class Busy(Exception):
     """
 
 
+Commit = Callable[[Command], Awaitable[Answer]]
+
+
 class Store(Protocol):
     """Rows in, rows out. Every method may raise `Unavailable`."""
 
@@ -201,6 +206,14 @@ class Store(Protocol):
 
         Raises `ConnectionLost` (outcome unknown), `Busy` (nothing stored), or any other exception,
         `IdTaken` among them, for a call that was refused as a whole (nothing stored).
+        """
+        ...
+
+    def exclusively(self, shard: int) -> AbstractAsyncContextManager[Commit]:
+        """Keep everybody else from appending to a shard, to read and then append; in short.
+
+        The function appends one command; what it appended is committed when the block ends.
+        Raises `ConnectionLost` when it isn't known whether that worked.
         """
         ...
 

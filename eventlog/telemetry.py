@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Final
+from typing import Any, Final, cast
 
 import msgspec
 import structlog
@@ -65,9 +65,28 @@ class Metrics(msgspec.Struct):
 metrics: Final = Metrics()
 
 
+class _LibraryLogger:
+    """Logs as the application configured structlog; without that, warnings to stderr."""
+
+    def __init__(self) -> None:
+        self._quiet = structlog.wrap_logger(
+            structlog.PrintLogger(sys.stderr),
+            processors=[
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                structlog.dev.ConsoleRenderer(colors=False),
+            ],
+            wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        configured = structlog.is_configured()
+        return getattr(structlog.get_logger("eventlog") if configured else self._quiet, name)
+
+
 def get_logger() -> structlog.typing.FilteringBoundLogger:
     """The library's logger. Applications configure structlog as they like."""
-    return structlog.get_logger("eventlog")  # type: ignore[no-any-return]
+    return cast("structlog.typing.FilteringBoundLogger", _LibraryLogger())
 
 
 def configure_logging(level: str, *, json: bool | None = None) -> None:

@@ -6,6 +6,10 @@
 select status, head_seq, before_seq, first_position, recorded_at
 from eventlog.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25);
 
+-- name: lock_shard
+-- Keeps everybody else from appending to a shard until the transaction ends.
+select pg_advisory_xact_lock('eventlog.events'::regclass::oid::int, $1);
+
 -- name: read_session
 -- A session's rows after a seq. The row that holds $4 is included, whatever its last seq.
 select position, seq, recorded_at, session_id, event_id, span, type, flags, data

@@ -17,7 +17,7 @@ from eventlog import (
     ToolCall,
 )
 from tests.cli.command import CommandLine
-from workers.cli import app, exit_code_of
+from workers.cli import app, exit_code_of, run
 
 EVIL = "\x1b]52;c;aGk=\x07\x1b]8;;https://evil.example\x1b\\link\x9b2J \u202eexe.txt"
 
@@ -49,24 +49,35 @@ def test_help_when_asked_of_a_command_teaches(name: str) -> None:
         (("show",), "SESSION"),
         (("show", "a", "--nonsense"), "--nonsense"),
         (("sessions", "--limit", "many"), "many"),
-        (("sessions", "--limit", "0"), "limit is 0"),
         (("show", "a", "--at", "yesterday"), "neither a seq nor a time"),
         (("append", "a", "text", "--user", "ada"), "--create"),
         (("import",), "FILE"),
-        (("import", "no-such-file.jsonl"), "no-such-file.jsonl is not a file"),
         (("demo", "--seconds", "-1"), "--seconds"),
     ],
 )
 def test_usage_when_wrong_exits_2_with_one_clear_message(
-    eventlog: CommandLine, arguments: tuple[str, ...], said: str
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], said: str
 ) -> None:
-    """On stderr, without a traceback."""
-    done = eventlog.run(*arguments, code=2)
+    """On stderr, and before any server is started."""
+    code = run(arguments)
 
-    assert done.stderr.startswith("eventlog: ")
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not done.stdout
+    output, errors = capsys.readouterr()
+    assert code == 2
+    assert errors.startswith("eventlog: ")
+    assert said in errors
+    assert not output
+
+
+def test_requests_when_refused_by_the_log_exit_2_without_a_traceback(
+    eventlog: CommandLine,
+) -> None:
+    """The same for what only the log can judge."""
+    limit = eventlog.run("sessions", "--limit", "0", code=2)
+    missing = eventlog.run("import", "no-such-file.jsonl", code=2)
+
+    assert limit.stderr == "eventlog: limit is 0; it must be 1 to 1000\n"
+    assert missing.stderr == "eventlog: no-such-file.jsonl is not a file\n"
+    assert not limit.stdout + missing.stdout
 
 
 def test_settings_when_wrong_exit_2_and_name_the_variable(data_folder: Path) -> None:

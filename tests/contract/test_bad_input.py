@@ -182,6 +182,7 @@ async def test_input_when_it_is_bad_does_not_hurt_its_neighbours(any_log: EventL
     assert sum([await each.head() for each in sessions]) == 5 + len(REFUSED)
 
 
+TAKEN = uuid.uuid4()
 Attempt = Callable[[EventLog, Session], Any]
 REQUESTS: dict[str, tuple[Attempt, type[EventLogError]]] = {
     "empty batch": (lambda log, session: session.append([]), InvalidRequest),
@@ -239,7 +240,6 @@ REQUESTS: dict[str, tuple[Attempt, type[EventLogError]]] = {
         InvalidRequest,
     ),
 }
-TAKEN = uuid.uuid4()
 
 
 async def test_request_when_it_is_bad_is_refused_by_name(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ COUNT = 3_000
 
 
 async def long_session(log: EventLog) -> Session:
-    """3,000 messages, and whatever concerns old ones: retractions, a compaction, rewinds, replies."""
+    """3,000 messages, and what concerns old ones: retractions, a compaction, a rewind, replies."""
     session = await log.create_session(user_id="ada", metadata={"a": 1})
     for start in range(0, COUNT, 500):
         await session.append(
@@ -109,7 +110,7 @@ async def test_replay_when_many_readers_save_snapshots_at_once_is_right(
     logs = [await open_log() for _ in range(3)]
 
     states = await asyncio.gather(
-        *((await log.session(session.id)).replay() for log in logs for _ in range(3))
+        *(log.handle(session.id).replay() for log in logs for _ in range(3))
     )
     for log in logs:
         await log.replayer.aclose()
@@ -145,8 +146,6 @@ async def test_replay_when_snapshots_are_damaged_reads_the_log(
     backend: Backend, log: EventLog, subtests: pytest.Subtests
 ) -> None:
     """A flipped byte, a cut end, a missing chunk: the snapshot is ignored, and made anew."""
-    import zlib
-
     session = await long_session(log)
     expected = shown(fold(initial(session.id), await read_all(session)))
     context = (await session.replay()).context()

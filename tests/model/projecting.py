@@ -18,7 +18,7 @@ from eventlog import Message, RecordedEvent, fold, initial
 from eventlog import events as ev
 from eventlog.envelope import Row
 from eventlog.views import view_of
-from projections.checkpoint import PROJECTION, Fenced, Lease, Leases, postgres_of
+from projections.checkpoint import PROJECTION, Fenced, Leases, postgres_of
 from projections.messages import first_shown
 from projections.projection import Progress, Projection
 from tests.model.conversations import Conversation
@@ -94,17 +94,12 @@ class Stepper:
             while await self.step(shard, 1_000, "none", from_redis=False):
                 pass
 
-    async def is_fenced(self, shard: int) -> bool:
-        """Whether the next batch is refused (there must be one)."""
+    async def can_write(self, shard: int) -> bool:
+        """Whether there is a next batch, and it is not refused."""
         try:
-            await self.step(shard, 10, "none", from_redis=False)
+            return bool(await self.step(shard, 10, "none", from_redis=False))
         except Fenced:
-            return True
-        return False
-
-    def lease(self, shard: int) -> Lease:
-        """Under which it works on a shard."""
-        return self._progress[shard].lease
+            return False
 
 
 # --- what the views must hold --------------------------------------------------------------------
