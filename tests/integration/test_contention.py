@@ -15,9 +15,10 @@ from uuid import UUID
 import asyncpg
 
 from eventlog import EventLog
+from eventlog.append_call import append_arguments
 from eventlog.envelope import Draft, new_id
 from eventlog.events import TYPE_CODES
-from eventlog.postgres import PostgresStore, _arrays, prepare_connection
+from eventlog.postgres import PostgresStore, prepare_connection
 from eventlog.queries import query
 from eventlog.store import Command
 from eventlog.testing import message
@@ -38,7 +39,9 @@ async def slow_append(url: str, session_id: UUID, shard: int) -> None:
         draft = Draft(new_id(), TYPE_CODES["message.added"], 0, 1, data)
         transaction = connection.transaction()
         await transaction.start()
-        await connection.fetch(query("append"), *_arrays(0, [Command(session_id, shard, [draft])]))
+        await connection.fetch(
+            query("append"), *append_arguments(0, [Command(session_id, shard, [draft])])
+        )
         await connection.execute("select pg_sleep($1)", random.uniform(0.005, 0.05))
         await transaction.commit()
     finally:

@@ -1,0 +1,66 @@
+"""The arguments of eventlog.append(): a batch of commands as the arrays that the function takes."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from eventlog.store import Command
+
+Value = TypeVar("Value")
+
+
+def append_arguments(tenant_id: int, commands: list[Command]) -> list[object]:
+    """Arguments of eventlog.append() for a batch, in the order of its parameters.
+
+    A column that says nothing is left empty: each element costs both sides about 0.3 µs.
+    """
+    seen = {command.shard: command.seen for command in commands}
+    shards = sorted(seen)
+    drafts = [draft for command in commands for draft in command.drafts]
+    single = len(drafts) == len(commands)
+    row_command: list[int] = []
+    row_number: list[int] = []
+    row_end: list[int] = []
+    if not single:
+        for number, command in enumerate(commands, 1):
+            end = 0
+            for index, draft in enumerate(command.drafts, 1):
+                end += draft.span
+                row_command.append(number)
+                row_number.append(index)
+                row_end.append(end)
+    spans = [draft.span for draft in drafts]
+    plain_spans = len(drafts) == sum(spans)
+    retried = [c.drafts[0].event_id if c.sent else None for c in commands]
+    return [
+        tenant_id,
+        shards,
+        [seen[shard].position for shard in shards],
+        [seen[shard].recorded_us for shard in shards],
+        [command.shard for command in commands],
+        [command.session_id for command in commands],
+        [command.seen_seq for command in commands],
+        _sparse([command.expected for command in commands]),
+        _sparse([command.base for command in commands]),
+        _sparse([command.owner_id for command in commands]),
+        _sparse([command.known for command in commands]),
+        _sparse(retried),
+        [command.retry_after for command in commands] if any(retried) else [],
+        _sparse([command.unless for command in commands]),
+        _sparse([command.tombstone or None for command in commands]),
+        [] if single else [len(command.drafts) for command in commands],
+        [] if single and plain_spans else [command.span for command in commands],
+        [draft.event_id for draft in drafts],
+        [draft.type for draft in drafts],
+        [draft.data for draft in drafts],
+        _sparse([draft.flags or None for draft in drafts]),
+        [] if plain_spans else spans,
+        row_command,
+        row_number,
+        row_end,
+    ]
+
+
+def _sparse(values: list[Value | None]) -> list[Value | None]:
+    """The column, or an empty one if it holds nothing but nulls."""
+    return values if values.count(None) < len(values) else []
