@@ -76,7 +76,7 @@ def encode_event(event: StoredEvent, *, bytes_max: int) -> bytes:
     try:
         for name in free_form:
             value = getattr(event, name)
-            if value is not None and type(value) is not str and value != {}:
+            if value is not None and type(value) is not str and (type(value) is not dict or value):
                 _check_json(value, f"{tag_of(event)}.{name}", node_count_max=bytes_max)
         data = _encoder.encode(event)
         if b"\n" in data or b"\r" in data:  # out of a Raw; a stored event is one line

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import Callable
 from importlib.resources import files
 from typing import Final
@@ -22,10 +23,17 @@ from typing import Final
 import msgspec
 from redis.exceptions import NoScriptError
 
-from eventlog.envelope import pack_row
+from eventlog.envelope import Row, pack_row
 from eventlog.errors import EventLogError, Unavailable
 from eventlog.redis_link import RedisDown, RedisLink
-from eventlog.store import ROWS_PER_PAGE_MAX, Identity, Store
+from eventlog.store import (
+    ROWS_PER_PAGE_MAX,
+    Answer,
+    Command,
+    Identity,
+    Status,
+    Store,
+)
 from eventlog.telemetry import get_logger, metrics
 
 OFFERED_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -34,6 +42,9 @@ PUBLISH_BYTES_MAX: Final = 8 * 1024 * 1024
 """Payload of one script call, about: Redis does nothing else meanwhile."""
 PAUSE_SECONDS_MAX: Final = 2.0
 """Longest pause between tries while Redis is away (jittered)."""
+TURNS_FOR_OTHERS: Final = 3
+"""Turns of the loop before publishing: callers that were just answered append again, and their lane
+sends that off, so that Postgres works while we do."""
 BEHIND_SECONDS: Final = 0.004
 """How long to wait for whoever has the rows before ours, before reading them from Postgres."""
 SWEEP_PATIENCE_SECONDS: Final = 0.05
@@ -92,6 +103,7 @@ class FanOut:
         self._on_new_epoch = on_new_epoch
         self._link = RedisLink(redis_url)
         self._feed_rows_max = feed_rows_max
+        self._offered: deque[tuple[list[Command], list[Answer]]] = deque()
         self._runs: dict[int, list[Run]] = {}
         self._waiting_bytes = 0
         self._dirty: set[int] = set()
@@ -140,14 +152,24 @@ class FanOut:
 
     # --- publishing what was just committed ---
 
-    def offer(self, shard: int, first: int, rows: list[bytes]) -> None:
-        """Take rows that were just committed. Never waits, never fails."""
-        size = sum(map(len, rows))
-        if self._waiting_bytes + size > OFFERED_BYTES_MAX:
+    def offer(self, commands: list[Command], answers: list[Answer]) -> None:
+        """Take what was just committed. Never waits, never fails; packing it is left for later."""
+        self._offered.append((commands, answers))
+        self._idle.clear()
+        self._wake.set()
+
+    def _gather(self) -> None:
+        """Pack what was offered, row by row, into runs of consecutive positions."""
+        while self._offered:
+            commands, answers = self._offered.popleft()
+            for command, answer in zip(commands, answers, strict=True):
+                if answer.status == Status.OK:
+                    self._add(command.shard, answer.first_position, packed_rows(command, answer))
+        if self._waiting_bytes > OFFERED_BYTES_MAX:
             self._drop_all()
-            self._dirty.add(shard)
-            self._wake.set()
-            return
+
+    def _add(self, shard: int, first: int, rows: list[bytes]) -> None:
+        size = sum(map(len, rows))
         self._waiting_bytes += size
         runs = self._runs.setdefault(shard, [])
         if runs and runs[-1].first + len(runs[-1].rows) == first:
@@ -155,8 +177,6 @@ class FanOut:
             runs[-1].byte_count += size
         else:
             runs.append(Run(shard, first, rows))
-        self._idle.clear()
-        self._wake.set()
 
     async def drained(self) -> None:
         """Wait until everything offered was published or given up."""
@@ -172,16 +192,20 @@ class FanOut:
     async def _publish_for_ever(self) -> None:
         pause = 0.05
         while True:
-            if not self._runs and not self._dirty:
+            if not self._runs and not self._dirty and not self._offered:
                 self._idle.set()
                 self._wake.clear()
                 await self._wake.wait()
+            for _ in range(TURNS_FOR_OTHERS):
+                await asyncio.sleep(0)
+            self._gather()
             try:
                 await self._publish_once()
                 pause = 0.05
                 self.healthy = True
             except (RedisDown, Unavailable) as error:
                 self.healthy = False
+                self._gather()
                 self._drop_all()
                 self._identity = None  # whatever was lost, look again which log this is
                 metrics.publish_failures += 1
@@ -340,3 +364,28 @@ def last_position(newest: list[tuple[bytes, list[bytes]]]) -> int:
         return int(newest[0][0].split(b"-")[0])
     except (ValueError, IndexError) as error:
         raise EventLogError(f"a feed holds an entry that isn't ours: {newest!r}") from error
+
+
+def packed_rows(command: Command, answer: Answer) -> list[bytes]:
+    """The rows of an accepted command as the feeds hold them."""
+    position, seq = answer.first_position, answer.before_seq
+    packed: list[bytes] = []
+    for draft in command.drafts:
+        seq += draft.span
+        packed.append(
+            pack_row(
+                Row(
+                    position,
+                    seq,
+                    answer.recorded_us,
+                    command.session_id,
+                    draft.event_id,
+                    draft.span,
+                    draft.type,
+                    draft.flags,
+                    draft.data,
+                )
+            )
+        )
+        position += 1
+    return packed

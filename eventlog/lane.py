@@ -184,7 +184,10 @@ class Lane:
     async def _commit(self, batch: list[Command]) -> None:
         """Bring a batch to its end, whatever that takes."""
         pause = 0.02
-        while batch := [each for each in batch if not self._expired(each)]:
+        while batch:
+            if self._loop.time() >= batch[0].deadline:  # the oldest comes first
+                batch = [each for each in batch if not self._expired(each)]
+                continue
             for command in batch:  # at every try: a try before, or a half of this batch, moved on
                 command.seen = self._seen.get(command.shard, NOTHING_SEEN)
                 command.seen_seq = command.seen.seqs.get(command.session_id, 0)
@@ -210,13 +213,18 @@ class Lane:
 
     async def _bisect(self, batch: list[Command], error: Exception) -> None:
         if len(batch) == 1:
+            command = batch[0]
             if isinstance(error, IdTaken):
-                self._look_up(batch[0])
+                self._look_up(command)
                 return
-            log.warning("append.refused", session_id=str(batch[0].session_id), error=str(error))
-            refusal = Refused(f"Postgres refused the append: {error}")
+            log.warning("append.refused", session_id=str(command.session_id), error=str(error))
+            refusal = (
+                OutcomeUnknown(command.session_id, command.drafts[0].event_id)
+                if command.sent  # what was refused is the retry; the first try may be stored
+                else Refused(f"Postgres refused the append: {error}")
+            )
             refusal.__cause__ = error
-            _fail(batch[0], refusal)
+            _fail(command, refusal)
             return
         half = len(batch) // 2
         await self._commit(batch[:half])

@@ -23,11 +23,9 @@ from eventlog.embedded import Servers, open_servers
 from eventlog.envelope import (
     BY_ID,
     Draft,
-    Row,
     closing_id_of,
     new_id,
     owner_id_of,
-    pack_row,
     session_id_of,
     shard_of,
 )
@@ -47,7 +45,7 @@ from eventlog.reply import Reply
 from eventlog.schema import APP_ROLE, check_server, inspect_server, migrate
 from eventlog.session import Session
 from eventlog.settings import Settings, read_settings
-from eventlog.store import Answer, Command, Status, Store
+from eventlog.store import Answer, Command, Store
 from eventlog.subscription import FeedSubscription, UserSubscription
 from eventlog.view_cache import ViewCache
 from eventlog.views import SessionPage, ViewReader
@@ -120,6 +118,7 @@ class EventLog:
                 tenant_id=chosen.tenant_id,
                 shards=facts.shards,
                 role=APP_ROLE if facts.has_app_role else None,
+                append_seconds_max=chosen.append_timeout_seconds,
             )
             await store.open()
             log = EventLog(store, settings=chosen, redis_url=servers.redis_url, servers=servers)
@@ -289,35 +288,6 @@ class EventLog:
     # --- after a commit ---
 
     def committed(self, commands: list[Command], answers: list[Answer]) -> None:
-        """Hand rows that were just committed to the fan-out, shard by shard."""
-        fanout = self.fanout
-        if fanout is None:
-            return
-        by_shard: dict[int, tuple[int, list[bytes]]] = {}
-        for command, answer in zip(commands, answers, strict=True):
-            if answer.status != Status.OK:
-                continue
-            position, seq = answer.first_position, answer.before_seq
-            run = by_shard.get(command.shard)
-            if run is None:
-                run = by_shard[command.shard] = (position, [])
-            for draft in command.drafts:
-                seq += draft.span
-                run[1].append(
-                    pack_row(
-                        Row(
-                            position,
-                            seq,
-                            answer.recorded_us,
-                            command.session_id,
-                            draft.event_id,
-                            draft.span,
-                            draft.type,
-                            draft.flags,
-                            draft.data,
-                        )
-                    )
-                )
-                position += 1
-        for shard, (first, rows) in by_shard.items():
-            fanout.offer(shard, first, rows)
+        """Hand what was just committed to the fan-out."""
+        if self.fanout is not None:
+            self.fanout.offer(commands, answers)

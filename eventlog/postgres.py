@@ -41,6 +41,8 @@ CALL_SECONDS_MAX: Final = 20.0
 """After this a call counts as lost."""
 EXCLUSIVE_MAX: Final = 2
 """Exclusive appends at a time: each holds one reading connection and needs another."""
+END_BACKEND_MS_MAX: Final = 1_000
+"""How long to wait, each time, for a process in Postgres to end."""
 READ_TRIES_MAX: Final = 3
 """A read is tried again on a fresh connection before it raises `Unavailable`."""
 FOR_EVER: Final = 2**62
@@ -94,12 +96,23 @@ async def prepare_connection(connection: asyncpg.Connection[Any]) -> None:
 class PostgresStore:
     """`Store` on one Postgres database whose schema is installed. Opened by `EventLog.open`."""
 
-    def __init__(self, url: str, *, tenant_id: int, shards: int, role: str | None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        tenant_id: int,
+        shards: int,
+        role: str | None,
+        append_seconds_max: float = CALL_SECONDS_MAX,
+    ) -> None:
         self.shards = shards
         self.tenant_id = tenant_id
+        self._append_seconds_max = min(append_seconds_max, CALL_SECONDS_MAX)
         self._url = url
         self._settings = {**SERVER_SETTINGS, **({"role": role} if role else {})}
         self._lanes: dict[int, asyncpg.Connection[Any]] = {}
+        self._lost_backends: dict[int, int] = {}
+        """Of each lane the process in Postgres that may still execute a call we know nothing of."""
         self._pool: asyncpg.Pool[Any] | None = None
         self._append = query("append")
         self._exclusive = asyncio.Semaphore(EXCLUSIVE_MAX)
@@ -140,6 +153,7 @@ class PostgresStore:
             raise Busy(str(error)) from error
         except _LOST as error:
             self._lanes.pop(lane, None)
+            self._lost_backends[lane] = connection.get_server_pid()
             connection.terminate()
             raise ConnectionLost(f"{type(error).__name__}: {error}") from error
         except _BUSY as error:
@@ -176,18 +190,41 @@ class PostgresStore:
         connection = self._lanes.get(lane)
         if connection is not None and not connection.is_closed():
             return connection
+        seconds = self._append_seconds_max
         try:
+            await self._end_lost_backend(lane)
             connection = await asyncpg.connect(
                 self._url,
                 server_settings=self._settings,
-                command_timeout=CALL_SECONDS_MAX,
-                timeout=CONNECT_SECONDS_MAX,
+                command_timeout=seconds,
+                timeout=min(seconds, CONNECT_SECONDS_MAX),
             )
             await prepare_connection(connection)
         except _LOST as error:
             raise Unavailable(f"Postgres can't be reached: {error}") from error
         self._lanes[lane] = connection
         return connection
+
+    async def _end_lost_backend(self, lane: int) -> None:
+        """Make sure that a call whose connection was lost is not executed after its retry.
+
+        A backend reads what it was sent before it notices that nobody is there, be it minutes
+        later; then the event would be stored twice. Ending it takes the login's own role.
+        """
+        pid = self._lost_backends.get(lane)
+        if pid is None:
+            return
+        seconds = self._append_seconds_max
+        connection = await asyncpg.connect(
+            self._url, timeout=min(seconds, CONNECT_SECONDS_MAX), command_timeout=seconds
+        )
+        try:
+            ended = await connection.fetchval(query("end_backend"), pid, END_BACKEND_MS_MAX)
+        finally:
+            await _close(connection)
+        if not ended:
+            raise Unavailable(f"process {pid} of Postgres still holds an append; waiting for it")
+        del self._lost_backends[lane]
 
     # --- reading ---
 

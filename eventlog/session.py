@@ -84,6 +84,10 @@ class Session:
         `OutcomeUnknown` (append again with the same `event_id`). If the calling task is cancelled,
         what was not sent is withdrawn, and what was sent is waited for first.
         """
+        bytes_max = self._log.settings.event_bytes_max
+        if event_id is None and type(events) is ev.MessageAdded:  # what nearly all appends are
+            drafts = [make_draft(events, None, self.id, bytes_max=bytes_max)]
+            return await self.append_drafts(drafts, expected_seq=expected_seq)
         many = events if isinstance(events, Sequence) else (events,)
         if not 0 < len(many) <= BATCH_EVENTS_MAX:
             raise InvalidRequest(
@@ -92,7 +96,6 @@ class Session:
             )
         if event_id is not None and not isinstance(event_id, UUID):
             event_id = parse_event_id(event_id)
-        bytes_max = self._log.settings.event_bytes_max
         drafts = make_batch(many, event_id, self.id, bytes_max=bytes_max)
         asked_before = event_id is not None and is_unnamed(event_id)
         return await self.append_drafts(

@@ -10,6 +10,11 @@ from eventlog.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14
 -- Keeps everybody else from appending to a shard until the transaction ends.
 select pg_advisory_xact_lock('eventlog.events'::regclass::oid::int, $1);
 
+-- name: end_backend
+-- Ends a process of this login that may still execute a call which will be sent again. True: it is gone.
+select coalesce(bool_and(pg_terminate_backend(pid, $2)), true) from pg_stat_activity
+where pid = $1 and usename = session_user and application_name = 'eventlog';
+
 -- name: read_session
 -- A session's rows after a seq. The row that holds $4 is included, whatever its last seq.
 select position, seq, recorded_at, session_id, event_id, span, type, flags, data

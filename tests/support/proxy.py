@@ -1,12 +1,12 @@
 """A proxy between a client and a server that misbehaves on demand, as networks do.
 
-It forwards bytes between connections on a TCP port and the server's address, and can
+It forwards bytes between a TCP port of its own and the server's address, and can
 
-- lose a reply: when a request that holds `marker` has been answered, the answer is seen here, and
-  the connection is cut instead of forwarding it (`lose_replies`);
-- cut every connection (`cut`), refuse new ones (`refuse`), and forward nothing (`stall`).
+- lose a reply: when the next request that holds a marker was answered, cut the connection instead
+  of forwarding the answer, so that the server has done what the client doesn't know of;
+- cut every connection, forward nothing for a while, refuse new connections.
 
-Everything is counted, so that a test can assert that the fault took place.
+It counts what it did, so that a test can assert that the fault took place.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Final
 from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
 
 POSTGRES_READY: Final = b"Z\x00\x00\x00\x05I"
-"""ReadyForQuery, outside of a transaction: what was asked is committed, or failed."""
+"""ReadyForQuery outside of a transaction: what was asked is committed, or failed."""
 CHUNK_BYTES: Final = 65_536
 
 
@@ -26,48 +26,31 @@ class Proxy:
     """One listening port in front of one server. Made by `proxy(url)`."""
 
     def __init__(self, url: str) -> None:
-        self._target = _address(url)
-        self._target_url = url
-        self._server: asyncio.Server | None = None
-        self._links: set[_Link] = set()
-        self._running = asyncio.Event()
-        self._running.set()
-        self.refusing = False
-        self.marker = b""
-        self.lose_count = 0
-        """How many replies are still to be lost."""
-        self.lost_count = 0
-        self.accepted_count = 0
-
-    @property
-    def url(self) -> str:
+        self.target = _address(url)
+        self.url = ""
         """The server's URL with the proxy's address in the place of the server's."""
-        assert self._server is not None
-        port = self._server.sockets[0].getsockname()[1]
-        parts = urlsplit(self._target_url)
-        if parts.scheme == "unix":
-            return f"redis://127.0.0.1:{port}/0"
-        login = parts.netloc.rpartition("@")[0]
-        netloc = f"{login}@127.0.0.1:{port}" if login else f"127.0.0.1:{port}"
-        return urlunsplit((parts.scheme, netloc, parts.path, "", ""))
-
-    async def start(self) -> None:
-        """Listen."""
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-
-    async def aclose(self) -> None:
-        """Cut everything and stop listening."""
-        assert self._server is not None
-        self.stall(False)
-        self._server.close()
-        self.cut()
-        await asyncio.gather(*(link.done.wait() for link in tuple(self._links)))
+        self.cuts = 0
+        """Answers that were lost."""
+        self.seen_count = 0
+        """Requests forwarded that held the marker of `watch`."""
+        self.accepted_count = 0
+        self.running = asyncio.Event()
+        self.running.set()
+        self._server_url = url
+        self._refusing = False
+        self._watched = b""
+        self._to_lose = b""
+        self._links: set[_Link] = set()
 
     # --- faults ---
 
-    def lose_replies(self, count: int, *, marker: bytes) -> None:
-        """Cut instead of forwarding the next `count` answers to requests that hold `marker`."""
-        self.marker, self.lose_count = marker, count
+    def cut_next_reply(self, marker: bytes) -> None:
+        """Lose the answer to the next request that holds `marker`."""
+        self._to_lose = marker
+
+    def watch(self, marker: bytes) -> None:
+        """Count the next request that holds `marker` in `seen_count`, once it was passed on."""
+        self._watched, self.seen_count = marker, 0
 
     def cut(self) -> int:
         """Cut every connection; returns how many there were."""
@@ -78,42 +61,72 @@ class Proxy:
 
     def refuse(self, on: bool = True) -> None:
         """Close new connections at once; those that are open go on."""
-        self.refusing = on
+        self._refusing = on
 
     def stall(self, on: bool = True) -> None:
         """Forward nothing, keeping connections open, until `stall(False)`."""
         if on:
-            self._running.clear()
+            self.running.clear()
         else:
-            self._running.set()
+            self.running.set()
 
-    # --- forwarding ---
+    # --- serving ---
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Forward one client's connection until one side ends it."""
         self.accepted_count += 1
-        if self.refusing:
-            writer.close()
-            return
+        host, port = self.target
         try:
-            host, port = self._target
-            there = (
+            if self._refusing:
+                raise ConnectionRefusedError
+            server = (
                 await asyncio.open_unix_connection(host)
                 if port is None
                 else await asyncio.open_connection(host, port)
             )
         except OSError:
-            writer.close()
+            writer.transport.abort()
             return
-        link = _Link(self, (reader, writer), there)
+        link = _Link(self, (reader, writer), server)
         self._links.add(link)
         try:
             await link.run()
         finally:
             self._links.discard(link)
 
-    async def may_forward(self) -> None:
-        """Waits while the proxy stalls."""
-        await self._running.wait()
+    def loses(self, window: bytes) -> bool:
+        """Whether the answer to what passes now is to be lost."""
+        if not self._to_lose or self._to_lose not in window:
+            return False
+        self._to_lose = b""
+        return True
+
+    def forwarded(self, window: bytes) -> None:
+        """Count what has been passed on."""
+        if self._watched and self._watched in window:
+            self.seen_count += 1
+            self._watched = b""
+
+    @contextlib.asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        """Serve as long as the block lasts."""
+        server = await asyncio.start_server(self.accept, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        parts = urlsplit(self._server_url)
+        if parts.scheme == "unix":
+            self.url = f"redis://127.0.0.1:{port}/0"
+        else:
+            login = parts.netloc.rpartition("@")[0]
+            netloc = f"{login}@127.0.0.1:{port}" if login else f"127.0.0.1:{port}"
+            self.url = urlunsplit((parts.scheme, netloc, parts.path, "", ""))
+        try:
+            yield
+        finally:
+            server.close()
+            self.stall(False)
+            ending = [link.ended.wait() for link in self._links]
+            self.cut()
+            await asyncio.gather(*ending)
 
 
 class _Link:
@@ -121,16 +134,14 @@ class _Link:
 
     def __init__(
         self,
-        proxy: Proxy,
+        owner: Proxy,
         client: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         server: tuple[asyncio.StreamReader, asyncio.StreamWriter],
     ) -> None:
-        self._proxy = proxy
+        self._proxy = owner
         self._client, self._server = client, server
-        self._seen = b""
         self._losing = False
-        self._answer = b""
-        self.done = asyncio.Event()
+        self.ended = asyncio.Event()
 
     async def run(self) -> None:
         tasks = [asyncio.create_task(self._requests()), asyncio.create_task(self._answers())]
@@ -141,42 +152,35 @@ class _Link:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self.done.set()
+            self.ended.set()
 
     def cut(self) -> None:
-        """Abort both sides: what is buffered is lost."""
+        """Abort both sides. What the server's socket holds already, the server may still read."""
         for _, writer in (self._client, self._server):
-            with contextlib.suppress(RuntimeError):  # the loop is closing
-                writer.transport.abort()
+            writer.transport.abort()
 
     async def _requests(self) -> None:
         reader, writer = self._client[0], self._server[1]
+        window = b""
         with contextlib.suppress(OSError):
             while data := await reader.read(CHUNK_BYTES):
-                await self._proxy.may_forward()
-                self._watch(data)
+                await self._proxy.running.wait()
+                window = window[-200:] + data
+                self._losing |= self._proxy.loses(window)  # before the server can answer
                 writer.write(data)
                 await writer.drain()
-
-    def _watch(self, data: bytes) -> None:
-        marker = self._proxy.marker
-        if not self._proxy.lose_count or not marker:
-            return
-        self._seen = self._seen[-len(marker) :] + data
-        if marker in self._seen:
-            self._seen = b""
-            self._losing = True
-            self._proxy.lose_count -= 1
+                self._proxy.forwarded(window)
 
     async def _answers(self) -> None:
         reader, writer = self._server[0], self._client[1]
+        answer = b""
         with contextlib.suppress(OSError):
             while data := await reader.read(CHUNK_BYTES):
-                await self._proxy.may_forward()
+                await self._proxy.running.wait()
                 if self._losing:
-                    self._answer = self._answer[-len(POSTGRES_READY) :] + data
-                    if POSTGRES_READY in self._answer or data[:1] in b"+-:$*":
-                        self._proxy.lost_count += 1
+                    answer = answer[-len(POSTGRES_READY) :] + data
+                    if POSTGRES_READY in answer or data[:1] in b"+-:$*":  # of Redis
+                        self._proxy.cuts += 1
                         return
                     continue
                 writer.write(data)
@@ -187,14 +191,12 @@ class _Link:
 async def proxy(url: str) -> AsyncIterator[Proxy]:
     """A proxy in front of the Postgres or Redis at `url`; its own `url` leads through it."""
     made = Proxy(url)
-    await made.start()
-    try:
+    async with made.listening():
         yield made
-    finally:
-        await made.aclose()
 
 
 def _address(url: str) -> tuple[str, int | None]:
+    """Host and port; for a socket its path, and None."""
     parts = urlsplit(url)
     if parts.scheme == "unix":
         return unquote(parts.path), None

@@ -269,6 +269,20 @@ def test_chunk_when_not_loaded_says_which_one_it_is() -> None:
     assert [chunk.loaded for chunk in entries.chunks] == [False, True, True]
 
 
+def test_chunk_when_it_is_ones_own_is_written_to_in_place() -> None:
+    """Many appends copy a chunk once, and its encoded form is always that of now."""
+    entries = entries_of(messages(3)).copy()
+    entries.append(message(7))
+    chunk = entries.chunks[0]
+    chunk.encode()
+
+    entries.append(message(8))
+    entries.replace(0, message(2, "other"))
+
+    assert entries.chunks[0] is chunk
+    assert Chunk(None, encoded=chunk.encode()).items == list(entries)
+
+
 @given(st.lists(st.sampled_from(EDGES[:-1]), max_size=6))
 def test_entries_when_truncated_over_and_over_are_the_list(lengths: list[int]) -> None:
     """Grown and cut to any lengths in turn."""

@@ -146,16 +146,18 @@ def test_expand_when_a_frame_gives_one_event_for_each_seq() -> None:
 
 
 @given(
-    st.integers(1, SPAN_MAX),
-    st.integers(0, 1000),
-    st.integers(0, 1300),
-    st.none() | st.integers(0, 1300),
+    st.sampled_from((1, 2, 3, 32, SPAN_MAX)),
+    st.integers(5, 1000),
+    st.integers(-5, SPAN_MAX + 5),
+    st.none() | st.integers(-5, 40),
 )
 def test_expand_when_cut_inside_a_frame_gives_exactly_the_seqs_asked_for(
-    span: int, before: int, after: int, until: int | None
+    span: int, before: int, after_place: int, until_place: int | None
 ) -> None:
     """`after < seq <= until`, wherever the two cursors stand: inside, outside, crossed."""
     row = frame_row(before + span, *(str(before + each) for each in range(1, span + 1)))
+    after = before + after_place % (span + 5) - 2
+    until = None if until_place is None else before + until_place
 
     events = expand(row, after=after, until=until)
 
@@ -206,6 +208,20 @@ def test_as_frame_when_given_a_frame_keeps_it_whole() -> None:
     assert (whole.seq, whole.event_id) == (12, row.event_id)
     assert isinstance(whole.event, TokensAppended)
     assert whole.event.texts == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("until", "seq", "texts"),
+    [(10, 10, ["a"]), (11, 11, ["a", "b"]), (12, 12, ["a", "b", "c"]), (99, 12, ["a", "b", "c"])],
+)
+def test_as_frame_when_cut_ends_with_that_increment(until: int, seq: int, texts: list[str]) -> None:
+    """A fork's parent is read up to a seq that may be inside of a frame."""
+    cut = as_frame(frame_row(12, "a", "b", "c"), until=until)
+
+    assert cut.seq == seq
+    assert isinstance(cut.event, TokensAppended)
+    assert cut.event.texts == texts
+    assert cut.event.ms == [1] * len(texts)
 
 
 @given(histories(), st.data())

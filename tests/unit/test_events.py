@@ -335,6 +335,12 @@ def test_float_when_not_finite_is_refused(make: Any, where: str, number: float) 
     assert f"{where} {number}" in message
 
 
+def test_message_when_it_names_a_key_with_a_lone_surrogate_is_printable() -> None:
+    """Logs and terminals must be able to show every refusal."""
+
+    assert "metadata.\\ud800 is nan" in refusal(user(metadata={LONE: math.nan}))
+
+
 @pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 2**64, 2**64 + 1, -(2**64), 10**400])
 def test_integer_when_beyond_64_bits_is_refused(number: int) -> None:
     """In free-form fields and in fields that are numbers, wherever they are."""
@@ -402,6 +408,18 @@ class Unstorable:
     """An object of no kind that JSON knows."""
 
 
+class Array:
+    """As numpy's arrays: it can't be asked whether it is empty, nor compared with yes or no."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __bool__(self) -> bool:
+        raise ValueError("the truth value of an array is ambiguous")
+
+    def __eq__(self, other: object) -> Any:
+        return self
+
+
 class Token(str):
     """A string with a class of its own."""
 
@@ -439,13 +457,14 @@ class Colour(enum.Enum):
         iter([1]),
         Unstorable(),
         Unstorable,
+        Array(),
         Usage(input_tokens=1),
         Token("x"),
         Score(1.5),
         Colour.RED,
         len,
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_value_when_not_json_is_refused_anywhere(value: Any) -> None:
     """Also empty ones, which are false and easily overlooked; the message names type and place."""

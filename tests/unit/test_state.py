@@ -929,7 +929,18 @@ def test_rewind_when_to_where_an_earlier_one_came_from_brings_nothing_back() -> 
     assert [seq for seq in range(7) if state.is_rewound(seq)] == [3, 4]
     again = state_of(past + rewinding(past, 4))
     assert texts_of(again) == ["a"]
-    assert again.is_rewound(5)
+    assert [seq for seq in range(8) if again.is_rewound(seq)] == [3, 4, 5]
+
+
+def test_rewind_when_nobody_closed_what_streams_keeps_what_began_before() -> None:
+    """`session.rewind()` closes all replies first; without that they go on, or were never there."""
+    state = session(started("m1"), token("x", "m1"), started("m2"), token("y", "m2"))
+
+    state = after(state, ev.SessionRewound(to_seq=3))
+
+    assert texts_of(state) == ["x"]
+    assert texts_of(after(state, token("!", "m1"), token("!", "m2"))) == ["x!"]
+    assert [each.message_id for each in state.open_messages] == ["m1"]
 
 
 def test_rewind_when_there_were_others_remembers_all_that_was_left_behind() -> None:
