@@ -185,6 +185,10 @@ class EventLog:
         head = await self.replayer.head(session_id)
         if head is None:
             raise SessionNotFound(key)
+        # Ids made of text belong to the tenant they were made for; any UUID may be guessed.
+        by_id = key in (session_id, str(session_id))
+        if by_id and await self.store.tenant_of(session_id) != self.settings.tenant_id:
+            raise SessionNotFound(key)
         if head.deleted:
             raise SessionDeleted(session_id)
         return self.handle(session_id)

@@ -135,6 +135,9 @@ class MemoryStore:
         found = {each: rows[-1] for each in session_ids if (rows := self._sessions.get(each))}
         return {each: Head(row.seq, row.recorded_us, row.flags) for each, row in found.items()}
 
+    async def tenant_of(self, session_id: UUID) -> int | None:
+        return self.tenant_id if self._sessions.get(session_id) else None
+
     async def seq_at(self, session_id: UUID, at_us: int) -> int:
         rows = self._sessions.get(session_id, [])
         place = bisect.bisect_right(rows, at_us, key=lambda row: row.recorded_us)

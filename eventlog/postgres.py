@@ -254,6 +254,10 @@ class PostgresStore:
         records = await self.fetch("heads", shards, session_ids)
         return {record[0]: Head(record[1], record[2], record[3]) for record in records}
 
+    async def tenant_of(self, session_id: UUID) -> int | None:
+        records = await self.fetch("tenant_of", self._shard(session_id), session_id)
+        return int(records[0][0]) if records else None
+
     async def seq_at(self, session_id: UUID, at_us: int) -> int:
         records = await self.fetch("seq_at", self._shard(session_id), session_id, at_us)
         return int(records[0][0])

@@ -236,6 +236,10 @@ class Store(Protocol):
         """Last row of each session that exists."""
         ...
 
+    async def tenant_of(self, session_id: UUID) -> int | None:
+        """The tenant that a session belongs to; None: there is no such session."""
+        ...
+
     async def seq_at(self, session_id: UUID, at_us: int) -> int:
         """Seq of the last event recorded at or before a time (µs since 1970); 0: none."""
         ...
