@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+import struct
 from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
 from uuid import UUID
 
 from eventlog.envelope import SESSION_IN_HEADER, RecordedEvent, Row, expand, shard_of, unpack_row
-from eventlog.errors import Unavailable
+from eventlog.errors import EventLogError, Unavailable
 from eventlog.fanout import FanOut, Keys, last_position
 from eventlog.redis_link import RedisDown, RedisLink
 from eventlog.store import ROWS_PER_PAGE_MAX, Store
@@ -220,7 +221,8 @@ class Hub:
         while True:
             try:
                 await self._read()
-            except (RedisDown, Unavailable) as error:
+            except (EventLogError, LookupError, ValueError, struct.error) as error:
+                # Redis or Postgres is away, or a feed holds what nobody of us published.
                 self._lost = True
                 if self._live:
                     log.warning("hub.redis_lost", error=str(error))

@@ -16,19 +16,8 @@ from typing import Final
 from uuid import UUID
 
 from eventlog.envelope import Draft, Row, derived_id
-from eventlog.errors import (
-    EventIdReused,
-    EventLogError,
-    MessageFenced,
-    OutcomeUnknown,
-    Refused,
-    SessionClosed,
-    SessionDeleted,
-    SessionExists,
-    SessionNotFound,
-    Unavailable,
-    WrongExpectedSeq,
-)
+from eventlog.errors import EventIdReused, OutcomeUnknown, Refused, Unavailable
+from eventlog.refusals import refusal_of
 from eventlog.store import (
     NOTHING_SEEN,
     Answer,
@@ -72,11 +61,14 @@ class Lane:
         self._on_commit = on_commit
         self._pending: deque[Command] = deque()
         self._in_hand: list[Command] = []
+        self._calling = False
+        """Whether what is in hand may be on its way to Postgres just now."""
         self._loop = asyncio.get_running_loop()
         self._sleeper: asyncio.Future[None] | None = None
         self._room: list[asyncio.Future[None]] = []
         self._seen: dict[int, Seen] = {}
         self._settling: set[asyncio.Task[None]] = set()
+        self._alarm: asyncio.TimerHandle | None = None
 
     # --- callers' side ---
 
@@ -89,6 +81,8 @@ class Lane:
             return command.future
         self._pending.append(command)
         self.queued_bytes += command.byte_count
+        if self._alarm is None:
+            self._alarm = loop.call_at(command.deadline, self._tell_the_late)
         if self._sleeper is not None:
             self.wake()
         return command.future
@@ -97,7 +91,10 @@ class Lane:
         try:
             self._pending.remove(command)
         except ValueError:
-            return False
+            if self._calling or command.sent or command not in self._in_hand:
+                return False
+            _fail(command, Unavailable("its caller took it back before it was sent"))
+            return True
         self._leave(command)
         return True
 
@@ -126,6 +123,8 @@ class Lane:
             await self._run()
         finally:  # only a bug, or the end of the loop, finds commands here: nobody waits for ever
             self.closing = True
+            if self._alarm is not None:
+                self._alarm.cancel()
             for command in self._in_hand:
                 _give_up(command)
             while self._pending:
@@ -191,6 +190,7 @@ class Lane:
             for command in batch:  # at every try: a try before, or a half of this batch, moved on
                 command.seen = self._seen.get(command.shard, NOTHING_SEEN)
                 command.seen_seq = command.seen.seqs.get(command.session_id, 0)
+            self._calling = True
             try:
                 answers = await self._store.commit(self.number, batch)
             except (ConnectionLost, Busy, Unavailable) as error:
@@ -199,10 +199,13 @@ class Lane:
                 # What comes back may be a standby that lacks the end of the log: assume nothing.
                 self._seen.clear()
                 metrics.append_retries += 1
+                self._calling = False
                 log.warning("append.will_retry", lane=self.number, error=str(error))
                 await asyncio.sleep(pause * (0.5 + random.random()))
                 pause = min(pause * 2, BACKOFF_SECONDS_MAX)
                 self._expire_pending()
+                # Without those whose callers took them back, or were told that their time is over.
+                batch = [each for each in batch if each.outcome is None]
             except Exception as error:
                 self._seen.clear()
                 await self._bisect(batch, error)
@@ -270,24 +273,10 @@ class Lane:
                 )
 
     def _refuse(self, command: Command, answer: Answer) -> None:
-        session_id = command.session_id
-        match answer.status:
-            case Status.ABSENT:
-                _fail(command, SessionNotFound(session_id))
-            case Status.EXISTS:
-                _fail(command, SessionExists(session_id))
-            case Status.CLOSED:
-                _fail(command, SessionClosed(session_id))
-            case Status.DELETED:
-                _fail(command, SessionDeleted(session_id))
-            case Status.FENCED:
-                _fail(command, MessageFenced(session_id, command.message_id))
-            case Status.CONFLICT:
-                _fail(command, WrongExpectedSeq(session_id, command.expected or 0, answer.head_seq))
-            case Status.KNOWN:
-                self._look_up(command)
-            case _:
-                _fail(command, EventLogError(f"append answered {answer.status}"))
+        if answer.status == Status.KNOWN:
+            self._look_up(command)
+        else:
+            _fail(command, refusal_of(command, answer))
 
     # --- an id that is in the log already ---
 
@@ -304,7 +293,8 @@ class Lane:
             try:
                 found = await self._find(command)
             except Unavailable:
-                if self._expired(command):
+                if self._loop.time() >= command.deadline:
+                    _give_up(command)
                     return
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, BACKOFF_SECONDS_MAX)
@@ -347,6 +337,19 @@ class Lane:
                 ),
             )
         return True
+
+    def _tell_the_late(self) -> None:
+        """End the wait of callers whose time is over, while the call itself may take longer."""
+        now = self._loop.time()
+        for command in self._in_hand:
+            if command.deadline <= now and command.outcome is None:
+                _give_up(command) if self._calling else self._expired(command)
+        self._expire_pending()
+        waiting = [each for each in (*self._in_hand, *self._pending) if each.outcome is None]
+        self._alarm = None
+        if waiting:
+            earliest = min(each.deadline for each in waiting)
+            self._alarm = self._loop.call_at(earliest, self._tell_the_late)
 
     def _expire_pending(self) -> None:
         now = self._loop.time()

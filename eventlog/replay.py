@@ -83,17 +83,27 @@ class Replayer:
 
     async def lineage(self, session_id: UUID) -> list[Part]:
         """Where the session's history is, oldest part first. Raises `SessionNotFound`."""
-        known = self._lineages.get(session_id)
-        if known is not None:
-            return known
-        rows = await self._store.read_session(session_id, after=0, until=None, limit=1)
-        if not rows:
-            raise SessionNotFound(session_id)
-        parts: list[Part] = []
-        created = decode_event(rows[0].data)
-        if isinstance(created, SessionCreated) and created.parent_session_id is not None:
-            parts += _until(await self.lineage(created.parent_session_id), created.parent_seq)
-        parts.append(Part(session_id, rows[0].first_seq - 1, None))
+        younger: list[Part] = []
+        older: list[Part] = []
+        part_id: UUID | None = session_id
+        until: int | None = None  # where the parts above leave the one that is looked at
+        while part_id is not None:
+            known = self._lineages.get(part_id)
+            if known is not None:
+                older = known if until is None else _until(known, until)
+                break
+            rows = await self._store.read_session(part_id, after=0, until=None, limit=1)
+            if not rows:
+                raise SessionNotFound(part_id)
+            begin = rows[0].first_seq - 1
+            if until is None or begin < until:
+                younger.append(Part(part_id, begin, until))
+            created = decode_event(rows[0].data)
+            part_id = None
+            if isinstance(created, SessionCreated) and created.parent_session_id is not None:
+                part_id = created.parent_session_id
+                until = begin if until is None else min(until, begin)
+        parts = [*older, *reversed(younger)]
         _remember(self._lineages, session_id, parts, LINEAGES_CACHED_MAX)
         return parts
 

@@ -213,7 +213,7 @@ class Session:
             raise InvalidRequest(f"flush_seconds is {flush_seconds}; it must be 0 to 60")
         return Reply(
             self,
-            message_id=message_id or secrets.token_urlsafe(9),
+            message_id=message_id or secrets.token_urlsafe(6),
             role=role,
             agent=agent,
             model=model,

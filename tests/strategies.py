@@ -503,7 +503,7 @@ _ACTIONS: Final = (
 def histories(
     draw: Draw,
     *,
-    actions_max: int = 20,
+    actions_max: int = 30,
     forks: bool = False,
     leave_out: tuple[str, ...] = (),
     session_id: UUID = SESSION,

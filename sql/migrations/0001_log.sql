@@ -283,6 +283,8 @@ begin
   if exists (select from pg_roles where rolname = 'eventlog_app') then
     grant usage on schema eventlog to eventlog_app;
     grant select on eventlog.log, eventlog.events, eventlog.session_owners, eventlog.readable to eventlog_app;
+    -- So that a login which is nothing but a member of this role can see that the schema is right.
+    grant select on eventlog.migrations to eventlog_app;
   end if;
 end
 $$;

@@ -20,6 +20,7 @@ from eventlog import (
 )
 from eventlog.errors import Refused
 from eventlog.store import Busy, ConnectionLost
+from eventlog.telemetry import metrics
 from eventlog.testing import message, read_all, refused, until
 from tests.contract.test_replies import increments, kinds
 from tests.support.gates import held
@@ -139,6 +140,28 @@ async def test_append_when_timed_out_by_its_caller_is_settled(any_log: EventLog)
     assert await session.head() == 2
 
 
+async def test_append_when_cancelled_while_postgres_is_away_ends_soon(any_log: EventLog) -> None:
+    """What was never sent is withdrawn between two tries; nobody waits for its deadline."""
+    session = await any_log.create_session()
+
+    async def away(lane: int, commands: Any) -> Any:
+        raise Unavailable("away")
+
+    any_log.store.commit = away  # type: ignore[method-assign]
+    retries = metrics.append_retries
+    waiting = [asyncio.ensure_future(session.append(message(f"{n}"))) for n in range(3)]
+    await until(lambda: metrics.append_retries > retries + 1)
+    waiting[0].cancel()
+    waiting[2].cancel()
+    async with asyncio.timeout(10):
+        await asyncio.gather(waiting[0], waiting[2], return_exceptions=True)
+    del any_log.store.commit
+    await settled(waiting[1])
+
+    contents = [getattr(each.event, "content", None) for each in await read_all(session, after=1)]
+    assert contents == ["1"]
+
+
 async def test_append_when_cancelled_with_an_unknown_outcome_says_so(
     any_log: EventLog, open_log: Any
 ) -> None:
@@ -177,7 +200,7 @@ async def test_append_when_postgres_is_away_ends_refused_or_unknown(
     """After its time a call that was never sent is refused, one that may be stored is unknown."""
     made = await any_log.create_session()
     log = await open_log(append_timeout_seconds=0.2)
-    session = await log.session(made.id)
+    session = log.handle(made.id)
 
     for error, expected in (
         (Unavailable("away"), Unavailable),
@@ -192,8 +215,7 @@ async def test_append_when_postgres_is_away_ends_refused_or_unknown(
         with refused(expected):
             await session.append(message())
 
-    del log.store.commit
-    assert (await session.append(message())).first_seq == 2
+    assert (await made.append(message())).first_seq == 2
 
 
 async def test_append_when_its_error_is_a_bug_ends_for_everybody(any_log: EventLog) -> None:

@@ -16,6 +16,7 @@ from eventlog import (
     TokenAppended,
     TokensAppended,
 )
+from eventlog.memory import MemoryStore
 from eventlog.testing import assert_replays, message, read_all, refused, rich_history, take
 from tests.conftest import OpenLog
 
@@ -79,15 +80,31 @@ async def test_fork_when_made_of_a_fork_goes_back_to_the_root(
         assert await read_all(await other.session(fork.id)) == await read_all(fork)
 
 
-async def test_fork_when_nested_a_hundred_deep_still_reads(any_log: EventLog) -> None:
-    """An agent that forks at every turn ends up deep; each level costs a page, not a stack."""
+async def test_fork_when_nested_deep_still_reads(any_log: EventLog, open_log: OpenLog) -> None:
+    """An agent that forks at every turn ends up deep: 30 levels, some left before they began."""
     session = await any_log.create_session()
-    for number in range(100):
+    for number in range(30):
         await session.append(message(f"{number}"))
-        session = await session.fork()
+        session = await session.fork(at=await session.head() - (number % 5 == 4))
+    other = (await open_log()).handle(session.id)
 
-    assert await contents(session) == [f"{n}" for n in range(100)]
-    assert [each.seq for each in await read_all(session)] == list(range(1, 202))
+    assert await contents(other) == [f"{n}" for n in range(30) if n % 5 != 4]
+    events = await read_all(other)
+    assert [each.seq for each in events] == list(range(1, len(events) + 1))
+    await assert_replays(other, step=10)
+
+
+async def test_fork_when_nested_a_thousand_deep_needs_no_stack() -> None:
+    """The chain of parents is walked, not recursed into."""
+    store = MemoryStore()
+    async with EventLog.in_memory(store=store) as log:
+        session = await log.create_session()
+        for seq in range(1, 1_200):
+            created = SessionCreated(parent_session_id=session.id, parent_seq=seq)
+            session = await log.create(created)
+
+    async with EventLog.in_memory(store=store) as log:
+        assert len(await read_all(log.handle(session.id))) == 1_200
 
 
 async def test_fork_when_made_inside_a_frame_cuts_it(any_log: EventLog) -> None:

@@ -133,7 +133,7 @@ async def test_appends_when_postgres_is_paused_wait_for_it(
 async def test_appends_when_postgres_is_paused_for_longer_end_in_time(
     server: PostgresServer, session_id: UUID
 ) -> None:
-    """After `append_timeout_seconds` a caller is told: unknown what was sent, refused the rest."""
+    """After `append_timeout_seconds` a caller is told, whatever the call itself still waits for."""
     async with EventLog.open(server.url, "none", settings=IMPATIENT) as log:
         session = await log.session(session_id)
         first = Attempt(session, "first")
@@ -147,7 +147,8 @@ async def test_appends_when_postgres_is_paused_for_longer_end_in_time(
         finally:
             server.resume()
 
-        assert outcomes == [OutcomeUnknown, *[Unavailable for _ in queued]]
+        assert outcomes[0] is OutcomeUnknown
+        assert {OutcomeUnknown, Unavailable}.issuperset(outcomes)
         for each in (sent, *queued):
             assert 1.0 <= each.seconds < 1.0 + LATE_SECONDS_MAX
         await settle(session, [first, sent, *queued])
@@ -217,6 +218,7 @@ async def test_appends_when_a_foreign_lock_is_in_the_way_wait_for_it(
     async with (
         EventLog.open(server.url, "none", settings=settings) as log,
         connected(server.url) as foreign,
+        connected(server.url) as watcher,
     ):
         session = await log.session(session_id)
         other = await log.create_session(UUID(int=session_id.int + 1))
@@ -226,11 +228,11 @@ async def test_appends_when_a_foreign_lock_is_in_the_way_wait_for_it(
                 session.shard,
             )
             attempts = [Attempt(session, str(number)) for number in range(5)]
-            await until(lambda: waits_for_a_lock(foreign))
+            await until(lambda: waits_for_a_lock(watcher))
             await other.append(message("not held up"))
             await foreign.execute("lock table eventlog.events in share mode")
             await asyncio.sleep(1)  # this is the fault, not a wait for something
-            assert await waits_for_a_lock(foreign)
+            assert await waits_for_a_lock(watcher)
 
         assert await all_stored(attempts)
         await settle(session, attempts)

@@ -18,15 +18,16 @@ from eventlog.postgres import PostgresStore
 from eventlog.schema import APP_ROLE, migrate
 from eventlog.store import Answer, Command
 from eventlog.testing import message, read_all
-from tests.support.cutting_proxy import CuttingProxy
+from tests.support.proxy import Proxy
+from tests.support.proxy import proxy as proxied
 
 
 @pytest.fixture
-async def proxy(tmp_path: Path) -> AsyncIterator[CuttingProxy]:
-    """A proxy in front of a Postgres of its own, reached by TCP."""
-    with temporary_postgres(tmp_path, tcp=True) as server:
+async def proxy(tmp_path: Path) -> AsyncIterator[Proxy]:
+    """A proxy in front of a Postgres of the test's own."""
+    with temporary_postgres(tmp_path) as server:
         await migrate(server.url)
-        async with CuttingProxy(server.url).running() as running:
+        async with proxied(server.url) as running:
             yield running
 
 
@@ -44,7 +45,7 @@ async def contents(log: EventLog, session_id: UUID) -> list[str]:
     return [str(each.content) for each in state.messages]
 
 
-async def test_append_when_its_reply_is_lost_returns_the_first_answer(proxy: CuttingProxy) -> None:
+async def test_append_when_its_reply_is_lost_returns_the_first_answer(proxy: Proxy) -> None:
     """Single events, with and without expected seq and id, batches, new sessions."""
     async with EventLog.open(proxy.url, "none") as log:
         session = await log.create_session("k")
@@ -77,7 +78,7 @@ async def test_append_when_its_reply_is_lost_returns_the_first_answer(proxy: Cut
         assert len(found) == len(set(found)) == 8
 
 
-async def test_reply_when_answers_are_lost_keeps_each_increment_once(proxy: CuttingProxy) -> None:
+async def test_reply_when_answers_are_lost_keeps_each_increment_once(proxy: Proxy) -> None:
     """Frames have no index of ids: a retry looks behind the last acknowledged seq."""
     async with EventLog.open(proxy.url, "none") as log:
         session = await log.create_session("k")
@@ -98,7 +99,7 @@ async def test_reply_when_answers_are_lost_keeps_each_increment_once(proxy: Cutt
         assert "".join(texts) == "".join(f"{number} " for number in range(300))
 
 
-async def test_append_when_retries_look_for_nothing_is_stored_twice(proxy: CuttingProxy) -> None:
+async def test_append_when_retries_look_for_nothing_is_stored_twice(proxy: Proxy) -> None:
     """The control: without the check the lost answer doubles the event."""
     store = Forgetful(proxy.url, tenant_id=0, shards=16, role=APP_ROLE)
     await store.open()

@@ -195,6 +195,36 @@ def test_evolve_when_called_changes_nothing_that_went_in(past: list[RecordedEven
     assert msgspec.msgpack.encode(past) == events
 
 
+@pytest.mark.parametrize(
+    "events",
+    [
+        [ev.AgentHandedOff(to_agent=name) for name in "abc"],
+        [ev.AgentActivated(agent=name) for name in "abc"],
+        [ev.RunStarted(run_id=name) for name in "abc"],
+        [ev.ScratchpadWritten(name=name, value=1) for name in "abc"],
+        [ev.SessionUpdated(metadata={name: 1}) for name in "abc"],
+        [ev.SessionCleared() for _ in "abc"],
+        [ev.SessionRewound(to_seq=seq) for seq in (1, 2, 3)],
+        [ev.CompactionRequested(), *(ev.CompactionFailed(reason="x") for _ in "ab")],
+        [ev.CompactionCompleted(summary="s", from_seq=1, to_seq=1) for _ in "abc"],
+        [ev.MessageAdded(role="user", content=name) for name in "abc"],
+        [ev.MessageStarted(message_id=name) for name in "abc"],
+    ],
+    ids=lambda events: type(events[-1]).__name__,
+)
+def test_evolve_when_events_of_a_kind_follow_one_another_changes_no_older_state(
+    events: list[ev.Event],
+) -> None:
+    """Everything that grows with such events grows in the new state only."""
+    states = [session()]
+    pictures = [picture(session())]
+    for each in events:
+        states.append(after(states[-1], each))
+        pictures.append(picture(copy(states[-1])))
+
+    assert [picture(each) for each in states] == pictures
+
+
 def picture(state: SessionState) -> bytes:
     """All that can be seen of a state, as bytes that nobody changes."""
     return msgspec.msgpack.encode(observable(state))
