@@ -1,10 +1,13 @@
-"""The arguments of eventlog.append(): a batch of commands as the arrays that the function takes."""
+"""What goes into eventlog.append(), a batch of commands as arrays, and what callers get of it."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TypeVar
+from uuid import UUID
 
-from eventlog.store import Command
+from eventlog.envelope import Appended, Row
+from eventlog.store import Answer, Command
 
 Value = TypeVar("Value")
 
@@ -64,3 +67,26 @@ def append_arguments(tenant_id: int, commands: list[Command]) -> list[object]:
 def _sparse(values: list[Value | None]) -> list[Value | None]:
     """The column, or an empty one if it holds nothing but nulls."""
     return values if values.count(None) < len(values) else []
+
+
+def appended(session_id: UUID, command: Command, answer: Answer | Row) -> Appended:
+    """The caller's answer: what was stored now, or (a row) what an earlier call had stored."""
+    first = command.drafts[0]
+    if isinstance(answer, Row):
+        return Appended(
+            session_id=session_id,
+            first_seq=answer.first_seq,
+            last_seq=answer.first_seq + command.span - 1,
+            position=answer.position,
+            event_id=first.event_id,
+            recorded_at=answer.recorded_at,
+            duplicate=True,
+        )
+    return Appended(
+        session_id=session_id,
+        first_seq=answer.before_seq + 1,
+        last_seq=answer.before_seq + command.span,
+        position=answer.first_position,
+        event_id=first.event_id,
+        recorded_at=datetime.fromtimestamp(answer.recorded_us / 1_000_000, UTC),
+    )

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from eventlog import events as ev
 from eventlog import revisions
+from eventlog.append_call import appended
 from eventlog.drafts import (
     BATCH_EVENTS_MAX,
     check_batch,
@@ -144,7 +145,7 @@ class Session:
         if answer.status != Status.OK:  # ask in the ordinary way: it has the words for it
             return state, await self.append_drafts(drafts, expected_seq=state.seq)
         self._log.committed([command], [answer])
-        return state, _appended(self.id, command, answer)
+        return state, appended(self.id, command, answer)
 
     def submit(self, command: Command) -> asyncio.Future[Answer | Row]:
         """Queue a command, without waiting for room."""
@@ -165,7 +166,7 @@ class Session:
                     log.warning("append.outcome_unknown", error=str(command.outcome))
                     raise cancelled from command.outcome
             raise
-        return _appended(self.id, command, answer)
+        return appended(self.id, command, answer)
 
     def flush_replies(self) -> None:
         """Send what replies into this session have gathered: it comes before what comes now."""
@@ -377,25 +378,3 @@ async def _wait_for_outcome(command: Command) -> None:
             continue
     if command.future.done() and not command.future.cancelled():
         command.future.exception()  # seen: the cancellation is what the caller gets
-
-
-def _appended(session_id: UUID, command: Command, answer: Answer | Row) -> Appended:
-    first = command.drafts[0]
-    if isinstance(answer, Row):
-        return Appended(
-            session_id=session_id,
-            first_seq=answer.first_seq,
-            last_seq=answer.first_seq + command.span - 1,
-            position=answer.position,
-            event_id=first.event_id,
-            recorded_at=answer.recorded_at,
-            duplicate=True,
-        )
-    return Appended(
-        session_id=session_id,
-        first_seq=answer.before_seq + 1,
-        last_seq=answer.before_seq + command.span,
-        position=answer.first_position,
-        event_id=first.event_id,
-        recorded_at=datetime.fromtimestamp(answer.recorded_us / 1_000_000, UTC),
-    )

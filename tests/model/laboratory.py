@@ -8,6 +8,7 @@ usually takes thousands of events happens within an example.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -48,6 +49,8 @@ class Laboratory:
         self.redis_url = redis_url
         self.redis: redis.Redis = redis.Redis.from_url(redis_url)
         self.runner = asyncio.Runner()
+        self.seen: Counter[str] = Counter()
+        """What took place, so that a run can tell whether it has shown anything."""
         know_processes(self.runner.get_loop())
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:

@@ -18,6 +18,7 @@ from eventlog import Message, RecordedEvent, fold, initial
 from eventlog import events as ev
 from eventlog.envelope import Row
 from eventlog.views import view_of
+from projections.cache import CacheWriter
 from projections.checkpoint import PROJECTION, Fenced, Leases, postgres_of
 from projections.messages import first_shown
 from projections.projection import Progress, Projection
@@ -58,13 +59,15 @@ class Stepper:
         self._store = postgres_of(process.log)
         self._projection = MortalProjection(process.log)
         self._leases = Leases(self._store, PROJECTION, f"stepper-{next(_numbers)}", seconds=0)
+        self._cache = CacheWriter(process.log)
         self._progress: dict[int, Progress] = {}
 
     async def begin(self) -> None:
         """Take every shard from whoever has it."""
         await self._leases.join()
         for lease in await self._leases.take(self._store.shards):
-            self._progress[lease.shard] = await self._projection.begin(lease)
+            progress = self._progress[lease.shard] = await self._projection.begin(lease)
+            await self._cache.refresh(lease.shard, progress.position)
 
     async def step(self, shard: int, count_max: int, death: Death, *, from_redis: bool) -> int:
         """Project the next rows of a shard; raises `Died`, `Fenced`."""
@@ -73,7 +76,8 @@ class Stepper:
         if not rows:
             return 0
         self._projection.death = death
-        await self._projection.apply(progress, rows)
+        changes = await self._projection.apply(progress, rows)
+        await self._cache.write(changes)
         return len(rows)
 
     async def _rows(self, progress: Progress, count_max: int, *, from_redis: bool) -> list[Row]:
@@ -94,12 +98,12 @@ class Stepper:
             while await self.step(shard, 1_000, "none", from_redis=False):
                 pass
 
-    async def can_write(self, shard: int) -> bool:
-        """Whether there is a next batch, and it is not refused."""
+    async def is_refused(self, shard: int) -> bool | None:
+        """Whether the next batch is; None if there is none."""
         try:
-            return bool(await self.step(shard, 10, "none", from_redis=False))
+            return None if not await self.step(shard, 10, "none", from_redis=False) else False
         except Fenced:
-            return False
+            return True
 
 
 # --- what the views must hold --------------------------------------------------------------------
