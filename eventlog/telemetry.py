@@ -68,8 +68,10 @@ metrics: Final = Metrics()
 class _LibraryLogger:
     """Logs as the application configured structlog; without that, warnings to stderr."""
 
-    def __init__(self) -> None:
-        self._quiet = structlog.wrap_logger(
+    def __getattr__(self, name: str) -> Any:
+        if structlog.is_configured():
+            return getattr(structlog.get_logger("eventlog"), name)
+        quiet = structlog.wrap_logger(
             structlog.PrintLogger(sys.stderr),
             processors=[
                 structlog.processors.add_log_level,
@@ -78,10 +80,7 @@ class _LibraryLogger:
             ],
             wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         )
-
-    def __getattr__(self, name: str) -> Any:
-        configured = structlog.is_configured()
-        return getattr(structlog.get_logger("eventlog") if configured else self._quiet, name)
+        return getattr(quiet, name)
 
 
 def get_logger() -> structlog.typing.FilteringBoundLogger:

@@ -46,7 +46,8 @@ def action(**drawn: Any) -> Callable[[Action], Any]:
         def run(self: World, **chosen: Any) -> None:
             self.run(act(self, **chosen))
 
-        return rule(**drawn)(run)
+        make: Any = rule
+        return make(**drawn)(run)
 
     return decorate
 
