@@ -69,6 +69,8 @@ class Lane:
         self._seen: dict[int, Seen] = {}
         self._settling: set[asyncio.Task[None]] = set()
         self._alarm: asyncio.TimerHandle | None = None
+        self._broken: set[UUID] = set()
+        """Replies (their `unless`) of which a frame was given up: later ones would leave a hole."""
 
     # --- callers' side ---
 
@@ -135,6 +137,7 @@ class Lane:
             if not self._pending:
                 if self.closing:
                     break
+                self._broken.clear()  # their writers hear of it before they can send more
                 self._sleeper = self._loop.create_future()
                 await self._sleeper
                 self._sleeper = None
@@ -159,6 +162,10 @@ class Lane:
         while pending and rows < BATCH_ROWS_MAX and (not batch or size < BATCH_BYTES_MAX):
             command = pending.popleft()
             session_id = command.session_id
+            if command.unless in self._broken:
+                self._leave(command)
+                self._expired(command)
+                continue
             if (
                 session_id in blocked
                 or (command.expected is not None and session_id in seen)
@@ -183,10 +190,7 @@ class Lane:
     async def _commit(self, batch: list[Command]) -> None:
         """Bring a batch to its end, whatever that takes."""
         pause = 0.02
-        while batch:
-            if self._loop.time() >= batch[0].deadline:  # the oldest comes first
-                batch = [each for each in batch if not self._expired(each)]
-                continue
+        while batch := self._still_due(batch):
             for command in batch:  # at every try: a try before, or a half of this batch, moved on
                 command.seen = self._seen.get(command.shard, NOTHING_SEEN)
                 command.seen_seq = command.seen.seqs.get(command.session_id, 0)
@@ -323,9 +327,16 @@ class Lane:
 
     # --- deadlines ---
 
+    def _still_due(self, batch: list[Command]) -> list[Command]:
+        if not batch or (not self._broken and self._loop.time() < batch[0].deadline):
+            return batch  # the oldest comes first
+        return [each for each in batch if not self._expired(each)]
+
     def _expired(self, command: Command) -> bool:
-        if self._loop.time() < command.deadline:
+        if self._loop.time() < command.deadline and command.unless not in self._broken:
             return False
+        if command.unless is not None:
+            self._broken.add(command.unless)
         if command.sent:
             _fail(command, OutcomeUnknown(command.session_id, command.drafts[0].event_id))
         else:

@@ -80,6 +80,7 @@ class SessionSubscription(AsyncIterator[RecordedEvent]):
         return event
 
     async def _wait(self, tail: Tail[RecordedEvent]) -> None:
+        self._hub.check_open()
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         tail.waiters.append(waiter)
         try:
@@ -233,6 +234,7 @@ class FeedSubscription:
             return True
         if len(self._caught_up) < len(self.positions):
             return True
+        self._hub.check_open()
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         for tail in self._tails.values():
             tail.waiters.append(waiter)

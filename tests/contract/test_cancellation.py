@@ -167,7 +167,7 @@ async def test_append_when_cancelled_with_an_unknown_outcome_says_so(
 ) -> None:
     """An outcome that can't be found out is the cause of the cancellation, not lost in it."""
     made = await any_log.create_session()
-    log = await open_log(append_timeout_seconds=0.2)
+    log = await open_log(append_timeout_seconds=0.5)
     session = await log.session(made.id)
     reached = asyncio.Event()
 
@@ -199,7 +199,7 @@ async def test_append_when_postgres_is_away_ends_refused_or_unknown(
 ) -> None:
     """After its time a call that was never sent is refused, one that may be stored is unknown."""
     made = await any_log.create_session()
-    log = await open_log(append_timeout_seconds=0.2)
+    log = await open_log(append_timeout_seconds=0.5)
     session = log.handle(made.id)
 
     for error, expected in (

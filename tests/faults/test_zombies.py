@@ -7,9 +7,7 @@ belongs to somebody else when it wakes up; nothing that it does from then on may
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -33,13 +31,13 @@ from eventlog.store import Answer, Command
 from eventlog.testing import message, read_all, until
 from projections.checkpoint import PROJECTION, postgres_of
 from tests.conftest import OpenLog
+from tests.faults.children import end, start_python
 from tests.projections.checks import differences, project_all
 from workers.projector import lag, run_projector
 from workers.reaper import REASON, reap
 
 pytestmark = pytest.mark.faults
 
-ROOT = Path(__file__).resolve().parents[2]
 SECONDS_MAX = 40.0
 LEASE_SECONDS = 1.0
 """Of the projector that takes over; the frozen one has the lease that it was given before."""
@@ -48,21 +46,11 @@ LEASE_SECONDS = 1.0
 @asynccontextmanager
 async def process(*arguments: str, output: Path, **environment: str) -> AsyncIterator[Process]:
     """A Python process for as long as the block lasts."""
-    with output.open("wb") as file:
-        child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *arguments,
-            cwd=ROOT,
-            stdout=file,
-            stderr=file,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        )
+    child = await start_python(*arguments, output=output, **environment)
     try:
         yield Process(child, output)
     finally:
-        if child.returncode is None:
-            child.kill()
-        await child.wait()
+        await end(child)
 
 
 class Process:
