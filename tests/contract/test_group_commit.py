@@ -236,9 +236,9 @@ async def test_commit_when_its_handler_fails_leaves_nobody_waiting() -> None:
         ]
         async with asyncio.timeout(10):
             done = await asyncio.gather(*flying, return_exceptions=True)
-            await asyncio.gather(
-                *log.batcher._tasks[: len(log.batcher._lanes)], return_exceptions=True
-            )
-        log.batcher._tasks.clear()
+        lanes, log.batcher._tasks = log.batcher._tasks, []
+        for task in lanes:
+            task.cancel()
+        await asyncio.gather(*lanes, return_exceptions=True)
 
     assert [type(each) for each in done] == [OutcomeUnknown] + [Unavailable] * 4

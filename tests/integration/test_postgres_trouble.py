@@ -32,6 +32,7 @@ from tests.support.checker import (
     read_journal,
 )
 from tests.support.proxy import Proxy, proxy
+from tests.support.servers import TestServers
 
 SESSIONS = 6
 
@@ -114,7 +115,7 @@ class Crew:
 
 
 async def test_clients_when_postgres_is_killed_and_restarted_lose_and_double_nothing(
-    server: PostgresServer, redis_url: str, tmp_path: Path
+    server: PostgresServer, redis_url: str, servers: TestServers, tmp_path: Path
 ) -> None:
     """Killed and stopped while two processes' writers, readers and subscribers are at work."""
     path = tmp_path / "journal"
@@ -158,6 +159,7 @@ async def test_clients_when_postgres_is_killed_and_restarted_lose_and_double_not
             task.cancel()
         await asyncio.gather(*following, return_exceptions=True)
         crew.journal.close()
+    await servers.forget(server.url)
 
     report = check(read_journal(path), history, complete=True)
     assert not report.violations, report
