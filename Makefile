@@ -30,8 +30,9 @@ demo: setup ## a guided run of everything, on embedded servers
 up: setup ## servers, workers and migrations in one process, for development
 	@$(BIN)/eventlog up $(ARGS)
 
+# As many at once as there are processors, up to four: each has servers of its own.
 test: setup ## run the tests (ARGS="-k relay -x" is handed to pytest)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 $(ARGS)
 
 # The tests come last, so that the last line says how they went.
 check: setup check-format check-lint check-types check-imports check-sql test ## all that CI runs

@@ -25,9 +25,12 @@ from benchmarks import (
     fanout,
     limits,
     machine,
+    queries,
+    rebuild,
     report,
     storage,
     sustained,
+    timetravel,
     tokens,
     yardstick,
 )
@@ -36,7 +39,19 @@ from benchmarks.servers import open_place
 
 CASES: list[Case] = [
     case
-    for module in (limits, yardstick, append, tokens, sustained, context, fanout, storage)
+    for module in (
+        limits,
+        yardstick,
+        append,
+        tokens,
+        sustained,
+        context,
+        timetravel,
+        queries,
+        fanout,
+        storage,
+        rebuild,
+    )
     for case in module.CASES
 ]
 HELP = f"""Measure the event log, beside what the same servers can do at all.

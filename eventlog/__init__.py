@@ -11,6 +11,7 @@ async with EventLog.open() as log:
 
 from eventlog.entries import Message
 from eventlog.envelope import ANY, Appended, RecordedEvent
+from eventlog.erasing.record import Erasure
 from eventlog.errors import (
     EventIdReused,
     EventLogError,
@@ -31,6 +32,7 @@ from eventlog.errors import (
 )
 from eventlog.errors import SessionClosed as SessionClosedError
 from eventlog.errors import SessionDeleted as SessionDeletedError
+from eventlog.errors import SessionErased as SessionErasedError
 from eventlog.events import (
     AgentActivated,
     AgentHandedOff,
@@ -39,6 +41,7 @@ from eventlog.events import (
     CompactionRequested,
     CompactionReverted,
     Custom,
+    Erased,
     Event,
     MessageAdded,
     MessageCompleted,
@@ -54,6 +57,7 @@ from eventlog.events import (
     SessionClosed,
     SessionCreated,
     SessionDeleted,
+    SessionExpirySet,
     SessionRewound,
     SessionUpdated,
     TokenAppended,
@@ -64,7 +68,13 @@ from eventlog.events import (
 )
 from eventlog.folding import evolve, fold, initial
 from eventlog.log import EventLog
+from eventlog.reading.found_messages import Hit, SearchPage
+from eventlog.reading.message_pages import MessageView
+from eventlog.reading.spending import UsageRow
+from eventlog.reading.view_store import AgentsView
 from eventlog.reply import Reply
+from eventlog.runs import Run
+from eventlog.search.snippets import Snippet
 from eventlog.session import Session
 from eventlog.settings import Settings
 from eventlog.state import Handoff, SessionState
@@ -75,17 +85,21 @@ __all__ = [
     "ANY",
     "AgentActivated",
     "AgentHandedOff",
+    "AgentsView",
     "Appended",
     "CompactionCompleted",
     "CompactionFailed",
     "CompactionRequested",
     "CompactionReverted",
     "Custom",
+    "Erased",
+    "Erasure",
     "Event",
     "EventIdReused",
     "EventLog",
     "EventLogError",
     "Handoff",
+    "Hit",
     "InvalidEvent",
     "InvalidRequest",
     "InvalidSetting",
@@ -96,16 +110,19 @@ __all__ = [
     "MessageInterrupted",
     "MessageRetracted",
     "MessageStarted",
+    "MessageView",
     "OutcomeUnknown",
     "RecordedEvent",
     "Refused",
     "Reply",
+    "Run",
     "RunFailed",
     "RunFinished",
     "RunStarted",
     "RunStopRequested",
     "SchemaMismatch",
     "ScratchpadWritten",
+    "SearchPage",
     "ServerStartFailed",
     "Session",
     "SessionCleared",
@@ -114,7 +131,9 @@ __all__ = [
     "SessionCreated",
     "SessionDeleted",
     "SessionDeletedError",
+    "SessionErasedError",
     "SessionExists",
+    "SessionExpirySet",
     "SessionNotFound",
     "SessionPage",
     "SessionRewound",
@@ -124,6 +143,7 @@ __all__ = [
     "SessionView",
     "Settings",
     "SetupError",
+    "Snippet",
     "TokenAppended",
     "TokensAppended",
     "ToolCall",
@@ -131,6 +151,7 @@ __all__ = [
     "Unrecognized",
     "UnsafeServer",
     "Usage",
+    "UsageRow",
     "UserSubscription",
     "WrongExpectedSeq",
     "evolve",

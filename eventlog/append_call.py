@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from typing import TypeVar
 from uuid import UUID
@@ -90,3 +91,19 @@ def appended(session_id: UUID, command: Command, answer: Answer | Row) -> Append
         event_id=first.event_id,
         recorded_at=datetime.fromtimestamp(answer.recorded_us / 1_000_000, UTC),
     )
+
+
+async def wait_for_outcome(command: Command) -> None:
+    """It is on its way: what becomes of it must be known before its caller goes on.
+
+    However often that one is cancelled meanwhile: the wait has an end, the command's deadline.
+    """
+    while command.outcome is None:
+        if command.future.done():
+            command.future = asyncio.get_running_loop().create_future()
+        try:
+            await asyncio.wait([command.future])
+        except asyncio.CancelledError:
+            continue
+    if command.future.done() and not command.future.cancelled():
+        command.future.exception()  # seen: the cancellation is what the caller gets

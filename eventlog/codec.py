@@ -18,6 +18,7 @@ from eventlog.errors import CorruptEvent, InvalidEvent
 from eventlog.events import (
     EVENT_CLASSES,
     TYPE_CODES,
+    SessionExpirySet,
     StoredEvent,
     TokensAppended,
     Unrecognized,
@@ -30,6 +31,8 @@ DEPTH_MAX: Final = 128
 INTEGER_MIN: Final = -(2**63)
 INTEGER_MAX: Final = 2**63 - 1
 """Integers outside this range don't survive every JSON reader; they are refused."""
+TTL_SECONDS_MAX: Final = 100 * 365 * 24 * 3600
+"""Longest time to live of a session: a hundred years."""
 
 _FREE_FORM: Final[dict[type, tuple[str, ...]]] = {
     kind: tuple(
@@ -44,7 +47,7 @@ _INTEGERS: Final[dict[type, tuple[str, ...]]] = {
         name
         for name in (
             *("parent_seq", "to_seq", "from_seq", "compaction_seq", "kept", "token_count", "usage"),
-            *("tokens_before", "tokens_after", "attempts", "ms"),
+            *("tokens_before", "tokens_after", "attempts", "ms", "ttl_seconds"),
         )
         if name in kind.__struct_fields__
     )
@@ -186,6 +189,26 @@ def _check_integer(number: int, place: _Place) -> None:
         raise InvalidEvent(f"{_show(place)} is an integer beyond 64 bits; send it as a string")
 
 
+def _check_count(number: int, place: _Place) -> None:
+    _check_integer(number, place)
+    if number < 0:
+        raise InvalidEvent(f"{_show(place)} is {number}; it must be 0 or more")
+
+
+def _check_expiry(event: SessionExpirySet) -> None:
+    if event.ttl_seconds is not None and not 1 <= event.ttl_seconds <= TTL_SECONDS_MAX:
+        raise InvalidEvent(
+            f"session.expiry_set.ttl_seconds is {event.ttl_seconds}; it must be 1 to "
+            f"{TTL_SECONDS_MAX:,}, or None for a session that never expires"
+        )
+    if event.expires_at is not None and event.expires_at.tzinfo is None:
+        raise InvalidEvent(
+            "session.expiry_set.expires_at has no time zone; use datetime.now(UTC) or the like"
+        )
+    if event.ttl_seconds is not None and event.expires_at is not None:
+        raise InvalidEvent("session.expiry_set has both ttl_seconds and expires_at; give one")
+
+
 def _from_raw(raw: msgspec.Raw, place: _Place) -> object:
     try:
         return msgspec.json.decode(raw)
@@ -206,13 +229,15 @@ def _check_read_back(event: StoredEvent, read: StoredEvent) -> None:
     for name in _INTEGERS[kind]:
         match getattr(read, name):
             case int() as number:
-                _check_integer(number, (tag_of(event), name))
+                _check_count(number, (tag_of(event), name))
             case list() as numbers:
                 for number in numbers:
-                    _check_integer(number, (tag_of(event), name))
+                    _check_count(number, (tag_of(event), name))
             case Usage() as usage:
                 for part in Usage.__struct_fields__:
-                    _check_integer(getattr(usage, part), ((tag_of(event), name), part))
+                    _check_count(getattr(usage, part), ((tag_of(event), name), part))
+    if isinstance(read, SessionExpirySet):
+        _check_expiry(read)
     if read == event:
         return
     for name in kind.__struct_fields__:

@@ -21,6 +21,8 @@ from eventlog.events import Content, Role, ToolCall, Usage
 
 CHUNK_LENGTH: Final = 256
 """Messages in a chunk: small enough to copy and to decode in well under a millisecond."""
+MESSAGE_OVERHEAD_BYTES: Final = 600
+"""Memory of a decoded message beside its text, about; for estimates."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -57,12 +59,17 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[Message])
 
 
-class ChunkMissing(Exception):
+class NotLoaded(Exception):
+    """Something is needed that was left where it is stored until now. Internal."""
+
+
+class ChunkMissing(NotLoaded):
     """A chunk is needed whose messages were not loaded from the snapshot yet. Internal."""
 
-    def __init__(self, key: int) -> None:
+    def __init__(self, key: int, *others: int) -> None:
         super().__init__(f"chunk {key} is not loaded")
         self.key = key
+        self.keys = {key, *others}
 
 
 class Chunk:
@@ -102,6 +109,12 @@ class Chunk:
         return self._encoded
 
     @property
+    def memory_bytes(self) -> int:
+        """What the chunk takes in memory, about; without the text of what was never encoded."""
+        encoded = 0 if self._encoded is None else len(self._encoded)
+        return 2 * encoded + MESSAGE_OVERHEAD_BYTES * self.count if self.loaded else 0
+
+    @property
     def loaded(self) -> bool:
         """Whether the messages are here."""
         return self._items is not None or self._encoded is not None
@@ -126,16 +139,28 @@ class Chunk:
 class Entries(Sequence[Message]):
     """All messages of a session's fold, hidden ones included, ordered by seq."""
 
-    __slots__ = ("_owned", "chunks")
+    __slots__ = ("_owned", "chunks", "event_bytes", "unsaved_rows")
 
-    def __init__(self, chunks: list[Chunk] | None = None) -> None:
+    def __init__(self, chunks: list[Chunk] | None = None, *, event_bytes: int = 0) -> None:
         self.chunks: list[Chunk] = chunks or []
         self._owned: set[int] = set()
+        self.event_bytes = event_bytes
+        """Bytes of the events folded into the state since it was restored, and of the header then.
+        This and `unsaved_rows` are counted by who knows the rows: `Replayer.take`."""
+        self.unsaved_rows = 0
+        """Rows folded into the state since the last snapshot of it or of a state before it."""
 
     def copy(self) -> Entries:
         """The same messages; writing to either does not show in the other."""
         self._owned.clear()
-        return Entries(list(self.chunks))
+        copied = Entries(list(self.chunks), event_bytes=self.event_bytes)
+        copied.unsaved_rows = self.unsaved_rows
+        return copied
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the state with these messages takes in memory, about: rather more than less."""
+        return self.event_bytes + sum(chunk.memory_bytes for chunk in self.chunks)
 
     def __len__(self) -> int:
         if not self.chunks:

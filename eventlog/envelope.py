@@ -23,7 +23,15 @@ from asyncpg.pgproto.pgproto import UUID as FastUUID  # noqa: N811 - a uuid.UUID
 
 from eventlog.codec import decode_event
 from eventlog.errors import InvalidRequest
-from eventlog.events import Event, TokenAppended, TokensAppended
+from eventlog.events import (
+    Erased,
+    Event,
+    SessionCreated,
+    TokenAppended,
+    TokensAppended,
+    tag_of_code,
+    type_code,
+)
 
 Seq = NewType("Seq", int)
 """Number of an event within its session, from 1; 0 stands for the empty session."""
@@ -40,6 +48,8 @@ SEALS: Final = 4
 """Nothing but a tombstone may follow this row in its session."""
 TOMBSTONE: Final = 8
 """Nothing at all may follow this row in its session."""
+ERASED: Final = 16
+"""The row's content was erased; its `data` is empty, or the link of a fork to its parent."""
 
 
 SPAN_MAX: Final = 256
@@ -150,6 +160,8 @@ def unpack_row(packed: bytes) -> Row:
 
 def expand(row: Row, *, after: int = 0, until: int | None = None) -> list[RecordedEvent]:
     """The row's events with `after < seq <= until`, one for each seq."""
+    if row.flags & ERASED:
+        return _expand_erased(row, after=after, until=until)
     event = decode_event(row.data)
     recorded_at = row.recorded_at
     if not isinstance(event, TokensAppended):
@@ -177,13 +189,55 @@ def expand(row: Row, *, after: int = 0, until: int | None = None) -> list[Record
     ]
 
 
+def _expand_erased(row: Row, *, after: int, until: int | None) -> list[RecordedEvent]:
+    """One event for each seq, as before; what they said is gone."""
+    event = Erased(tag="token.appended") if row.flags & FRAME else _erased(row)
+    stop = row.seq if until is None else min(row.seq, until)
+    return [
+        RecordedEvent(row.session_id, seq, row.event_id, row.recorded_at, event)
+        for seq in range(max(after + 1, row.first_seq), stop + 1)
+    ]
+
+
+def _erased(row: Row) -> Erased:
+    link = decode_event(row.data) if row.data else None
+    if not isinstance(link, SessionCreated):
+        return Erased(tag=tag_of_code(row.type))
+    return Erased(
+        tag=tag_of_code(row.type),
+        parent_session_id=link.parent_session_id,
+        parent_seq=link.parent_seq,
+    )
+
+
 def as_frame(row: Row, *, until: int | None = None) -> RecordedEvent:
     """The row as one recorded event, frames unexpanded (`seq` is that of its last event)."""
+    if row.flags & ERASED:
+        seq = row.seq if until is None else min(row.seq, until)
+        return RecordedEvent(row.session_id, seq, row.event_id, row.recorded_at, _erased(row))
     event, seq = decode_event(row.data), row.seq
     if until is not None and until < seq and isinstance(event, TokensAppended):
         count, seq = until - row.first_seq + 1, until
         event = msgspec.structs.replace(event, texts=event.texts[:count], ms=event.ms[:count])
     return RecordedEvent(row.session_id, seq, row.event_id, row.recorded_at, event)
+
+
+def parent_of(first: Row) -> UUID | None:
+    """The session that one with this first row continues; None: it is no fork."""
+    created = as_frame(first).event
+    return created.parent_session_id if isinstance(created, SessionCreated | Erased) else None
+
+
+def erased_row(row: Row) -> Row:
+    """The row as eventlog.erase() leaves it."""
+    parent_id = parent_of(row) if row.type == type_code(SessionCreated()) else None
+    link = b""
+    if parent_id is not None:
+        link = b'{"type":"session.created","parent_session_id":"%b","parent_seq":%d}' % (
+            str(parent_id).encode(),
+            row.first_seq - 1,
+        )
+    return msgspec.structs.replace(row, flags=row.flags | ERASED, data=link)
 
 
 # --- identities ----------------------------------------------------------------------------------

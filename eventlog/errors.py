@@ -11,6 +11,7 @@ The fields carry the facts; the message says what to do.
 
 from __future__ import annotations
 
+from datetime import datetime
 from uuid import UUID
 
 
@@ -57,6 +58,19 @@ class SessionDeleted(Refused):
     def __init__(self, session_id: UUID) -> None:
         super().__init__(f"session {session_id} was deleted; use another key")
         self.session_id = session_id
+
+
+class SessionErased(SessionDeleted):
+    """The session was erased: its events are there, without content. `erased_at` says since when.
+
+    None: it is not over yet.
+    """
+
+    def __init__(self, session_id: UUID, erased_at: datetime | None) -> None:
+        super().__init__(session_id)
+        since = "" if erased_at is None else f" on {erased_at:%Y-%m-%d at %H:%M:%S} UTC"
+        self.args = (f"session {session_id} was erased{since}; use another key",)
+        self.erased_at = erased_at
 
 
 class SessionExists(Refused):

@@ -14,6 +14,7 @@ Adding an event: a struct below, a line in `StoredEvent`, a number in `TYPE_CODE
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Final, Literal, get_args
 from uuid import UUID
 
@@ -100,6 +101,18 @@ class SessionDeleted(
     """Tombstone: the session leaves every view. Nothing follows it."""
 
     reason: str | None = None
+
+
+class SessionExpirySet(
+    msgspec.Struct, frozen=True, kw_only=True, tag="session.expiry_set", omit_defaults=True
+):
+    """When the session expires: so many seconds after its last event, or at a time, or never.
+
+    With neither field it never does. It stands for what the log's own policy says of sessions.
+    """
+
+    ttl_seconds: int | None = None
+    expires_at: datetime | None = None
 
 
 # --- messages ------------------------------------------------------------------------------------
@@ -333,6 +346,17 @@ class Unrecognized(msgspec.Struct, frozen=True, kw_only=True):
     data: bytes
 
 
+class Erased(msgspec.Struct, frozen=True, kw_only=True, tag="erased", omit_defaults=True):
+    """An event whose content was erased: the tag it had, and no more. Never stored.
+
+    Of a fork's first event the link to what it continues is left: its history is read along it.
+    """
+
+    tag: str
+    parent_session_id: UUID | None = None
+    parent_seq: int = 0
+
+
 StoredEvent = (
     SessionCreated
     | SessionUpdated
@@ -340,6 +364,7 @@ StoredEvent = (
     | SessionRewound
     | SessionClosed
     | SessionDeleted
+    | SessionExpirySet
     | MessageAdded
     | MessageStarted
     | TokensAppended
@@ -359,7 +384,7 @@ StoredEvent = (
     | ScratchpadWritten
     | Custom
 )
-Event = StoredEvent | TokenAppended | Unrecognized
+Event = StoredEvent | TokenAppended | Unrecognized | Erased
 """What a reader can meet."""
 
 TYPE_CODES: Final[dict[str, int]] = {
@@ -369,6 +394,7 @@ TYPE_CODES: Final[dict[str, int]] = {
     "session.rewound": 4,
     "session.closed": 5,
     "session.deleted": 6,
+    "session.expiry_set": 7,
     "message.added": 10,
     "message.started": 11,
     "tokens.appended": 12,
@@ -392,7 +418,13 @@ TYPE_CODES: Final[dict[str, int]] = {
 
 EVENT_CLASSES: Final[tuple[type[StoredEvent], ...]] = get_args(StoredEvent)
 _TAGS: Final[dict[type, str]] = {kind: str(kind.__struct_config__.tag) for kind in EVENT_CLASSES}
+_TAG_OF_CODE: Final[dict[int, str]] = {code: tag for tag, code in TYPE_CODES.items()}
 _CODES: Final[dict[type, int]] = {kind: TYPE_CODES[tag] for kind, tag in _TAGS.items()}
+
+
+def tag_of_code(code: int) -> str:
+    """The tag whose number this is; of one from a newer version just the number."""
+    return _TAG_OF_CODE.get(code, f"type {code}")
 
 
 def type_code(event: StoredEvent) -> int:
@@ -403,7 +435,7 @@ def type_code(event: StoredEvent) -> int:
 def tag_of(event: Event) -> str:
     """The event's tag, `message.added` and so on."""
     match event:
-        case Unrecognized(tag=tag):
+        case Unrecognized(tag=tag) | Erased(tag=tag):
             return tag
         case TokenAppended():
             return "token.appended"

@@ -20,11 +20,11 @@ from collections.abc import Callable
 from importlib.resources import files
 from typing import Final
 
-import msgspec
 from redis.exceptions import NoScriptError
 
-from eventlog.envelope import Row, pack_row
-from eventlog.errors import EventLogError, Unavailable
+from eventlog.envelope import pack_row
+from eventlog.errors import Unavailable
+from eventlog.feeds import Keys, Run, last_position, packed_rows
 from eventlog.redis_link import RedisDown, RedisLink
 from eventlog.store import (
     ROWS_PER_PAGE_MAX,
@@ -49,43 +49,13 @@ BEHIND_SECONDS: Final = 0.004
 """How long to wait for whoever has the rows before ours, before reading them from Postgres."""
 SWEEP_PATIENCE_SECONDS: Final = 0.05
 """How long a sweep waits for rows that may be on their way before it copies them."""
+REPAIR_TRIES_MAX: Final = 5
+"""A feed that vanishes again and again is left to the next sweep."""
 IDENTITY_SECONDS: Final = 5.0
 """How long a process may not notice that the epoch was raised."""
 
 log = get_logger()
 SCRIPT: Final = files("eventlog").joinpath("publish.lua").read_text("utf-8")
-
-
-class Keys(msgspec.Struct, frozen=True):
-    """Names of everything in Redis. Log id and epoch keep a rewound log apart from its past."""
-
-    prefix: str
-
-    @staticmethod
-    def of(identity: Identity) -> Keys:
-        """The names for a log at its present epoch."""
-        return Keys(f"eventlog:{identity.log_id.hex[:16]}:{identity.epoch}")
-
-    def feed(self, shard: int) -> str:
-        """The stream of a shard."""
-        return f"{self.prefix}:{{{shard}}}:feed"
-
-    def cache(self, shard: int, session: str, what: str) -> str:
-        """A cached copy of something of a session."""
-        return f"{self.prefix}:{{{shard}}}:{what}:{session}"
-
-
-class Run:
-    """Rows of one shard with consecutive positions."""
-
-    __slots__ = ("byte_count", "first", "rows", "shard", "tried")
-
-    def __init__(self, shard: int, first: int, rows: list[bytes]) -> None:
-        self.shard = shard
-        self.first = first
-        self.rows = rows
-        self.byte_count = sum(map(len, rows))
-        self.tried = False
 
 
 class FanOut:
@@ -274,6 +244,22 @@ class FanOut:
         Rows read from Postgres are contiguous, so any number of repairs may race. Raises
         `RedisDown` and `Unavailable`.
         """
+        copied = 0
+        for _ in range(REPAIR_TRIES_MAX):
+            whole, rows = await self._repair_once(shard)
+            copied += rows
+            if whole:
+                break
+        if copied:
+            metrics.repaired_rows += copied
+            log.info("feed.repaired", shard=shard, rows=copied)
+        return copied
+
+    async def _repair_once(self, shard: int) -> tuple[bool, int]:
+        """Whether the feed has all now, and how many rows were copied.
+
+        It hasn't when it vanished, or lost its end, between two of our calls.
+        """
         feed = (await self.keys()).feed(shard)
         after = last_position(await self._link.call("XREVRANGE", feed, "+", "-", "COUNT", 1))
         may_start = after == 0
@@ -288,17 +274,13 @@ class FanOut:
             run = Run(shard, page[0].position, [pack_row(row) for row in page])
             (answer,) = await self.publish([run], may_start=may_start)
             if answer < 0:
-                # The feed vanished, or lost its end, between two of our calls: once more.
-                return copied + await self.repair(shard)
+                return False, copied
             copied += len(page)
             after = page[-1].position
             may_start = False
             if len(page) < ROWS_PER_PAGE_MAX:
                 break
-        if copied:
-            metrics.repaired_rows += copied
-            log.info("feed.repaired", shard=shard, rows=copied, last_position=after)
-        return copied
+        return True, copied
 
     async def sweep(self) -> int:
         """Look at every feed once and repair those that are not at the end of the log.
@@ -320,7 +302,8 @@ class FanOut:
                 log.error("feed.epoch_raised", shard=shard, feed=last, log=head)
                 await self._store.raise_epoch(identity.epoch)
                 self._identity = None
-                return await self.sweep()
+                await self._identify()
+                return 0  # the next sweep fills the feeds of the new epoch
             if last < head:
                 behind[shard] = head
         copied = 0
@@ -354,38 +337,3 @@ class FanOut:
     async def call(self, *command: object) -> object:
         """Send a command over this connection, for the hub and the caches. Raises `RedisDown`."""
         return await self._link.call(*command)
-
-
-def last_position(newest: list[tuple[bytes, list[bytes]]]) -> int:
-    """Position in the answer of `XREVRANGE … COUNT 1`; 0 for an empty feed."""
-    if not newest:
-        return 0
-    try:
-        return int(newest[0][0].split(b"-")[0])
-    except (ValueError, IndexError) as error:
-        raise EventLogError(f"a feed holds an entry that isn't ours: {newest!r}") from error
-
-
-def packed_rows(command: Command, answer: Answer) -> list[bytes]:
-    """The rows of an accepted command as the feeds hold them."""
-    position, seq = answer.first_position, answer.before_seq
-    packed: list[bytes] = []
-    for draft in command.drafts:
-        seq += draft.span
-        packed.append(
-            pack_row(
-                Row(
-                    position,
-                    seq,
-                    answer.recorded_us,
-                    command.session_id,
-                    draft.event_id,
-                    draft.span,
-                    draft.type,
-                    draft.flags,
-                    draft.data,
-                )
-            )
-        )
-        position += 1
-    return packed

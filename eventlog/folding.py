@@ -18,7 +18,7 @@ import msgspec
 from eventlog import events as ev
 from eventlog import transitions as on
 from eventlog.envelope import RecordedEvent
-from eventlog.state import Handoff, OpenMessage, SessionState
+from eventlog.state import Expiry, Handoff, OpenMessage, SessionState
 
 STATUS_OF_RUN: Final = {"started": "running", "stop_requested": "stopping"}
 
@@ -48,7 +48,8 @@ def copy(state: SessionState) -> SessionState:
         entries=state.entries.copy(),
         metadata=dict(state.metadata),
         agents=list(state.agents),
-        agent_history=list(state.agent_history),
+        activations=list(state.activations),
+        usage=dict(state.usage),
         runs=dict(state.runs),
         scratchpad=dict(state.scratchpad),
         clears=list(state.clears),
@@ -121,6 +122,10 @@ def _apply(state: SessionState, recorded: RecordedEvent, event: ev.Event) -> Non
             state.status = "closed"
         case ev.SessionDeleted():
             state.status = "deleted"
+        case ev.SessionExpirySet():
+            state.expiry = Expiry(ttl_seconds=event.ttl_seconds, expires_at=event.expires_at)
+        case ev.Erased():
+            on.erase(state, recorded, event)
         case ev.AgentActivated():
             on.activate(state, recorded.seq, event.agent)
         case ev.AgentHandedOff():
@@ -142,7 +147,7 @@ def _apply(state: SessionState, recorded: RecordedEvent, event: ev.Event) -> Non
         case ev.RunFinished() | ev.RunFailed():
             state.runs.pop(event.run_id, None)
         case ev.CompactionCompleted():
-            on.compact(state, recorded.seq, event)
+            on.compact(state, recorded, event)
         case ev.CompactionReverted():
             on.revert(state, recorded.seq, event.compaction_seq)
         case ev.ScratchpadWritten():

@@ -1,10 +1,5 @@
 """The process's one reader of the feeds, and the tails that all its subscriptions share.
 
-A tail is the newest part of one numbered sequence: the events of a session by seq, or the rows of a
-shard by position. It is a bounded list without gaps, so an item is found by its number; every
-subscription keeps only a number, and a slow one costs nothing: when what it wants has left the list
-it reads Postgres.
-
 Two tasks keep the tails going:
 
 - the reader blocks on the feeds of all watched shards in one XREAD and puts each row where someone
@@ -20,18 +15,19 @@ import asyncio
 import random
 import struct
 from collections.abc import Callable
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final
 from uuid import UUID
 
 from eventlog.envelope import SESSION_IN_HEADER, RecordedEvent, Row, expand, shard_of, unpack_row
+from eventlog.erasing.watch import ErasureWatch
 from eventlog.errors import EventLogError, Unavailable
-from eventlog.fanout import FanOut, Keys, last_position
+from eventlog.fanout import FanOut
+from eventlog.feeds import Keys, last_position
 from eventlog.redis_link import RedisDown, RedisLink
 from eventlog.store import ROWS_PER_PAGE_MAX, Store
+from eventlog.tail import TAIL_LENGTH, Item, Tail
 from eventlog.telemetry import get_logger, metrics
 
-TAIL_LENGTH: Final = 4_096
-"""Items a tail keeps for subscriptions a little behind; up to twice as many for a moment."""
 READ_ROWS_MAX: Final = 2_000
 """Rows of one shard that one XREAD returns at most."""
 BLOCK_SECONDS: Final = 2.0
@@ -44,63 +40,6 @@ POLL_SECONDS: Final = 0.1
 PAUSE_SECONDS_MAX: Final = 2.0
 
 log = get_logger()
-Item = TypeVar("Item", RecordedEvent, Row)
-
-
-class Tail(Generic[Item]):
-    """The newest items of one numbered sequence, and who waits for the next."""
-
-    __slots__ = ("first", "head", "items", "users", "waiters")
-
-    def __init__(self) -> None:
-        self.first = 0
-        """Number of `items[0]`, or of the item that will be; 0 until it is known."""
-        self.items: list[Item] = []
-        self.head = 0
-        """The highest number known to exist; items up to it may have to be read from Postgres."""
-        self.waiters: list[asyncio.Future[None]] = []
-        self.users = 0
-
-    @property
-    def last(self) -> int:
-        """Number of the newest item; the number before `first` when there is none."""
-        return self.first + len(self.items) - 1
-
-    def begin(self, last: int) -> None:
-        """Items up to `last` are being read from Postgres: the tail goes on from there."""
-        if not self.first:
-            self.first = last + 1
-
-    def push(self, first: int, items: list[Item]) -> bool:
-        """Add items numbered from `first`. False, and nothing changed, if they leave a hole."""
-        if self.first and first > self.last + 1:
-            self.head = max(self.head, first + len(items) - 1)
-            return False
-        if not self.first:
-            self.first = first
-        new = items[max(0, self.last + 1 - first) :]
-        if new:
-            self.items += new
-            self.head = max(self.head, self.last)
-            if len(self.items) > 2 * TAIL_LENGTH:
-                excess = len(self.items) - TAIL_LENGTH
-                del self.items[:excess]
-                self.first += excess
-            self.wake()
-        return True
-
-    def restart(self, last: int) -> None:
-        """Forget everything; the next item will have number `last + 1`."""
-        self.items = []
-        self.first = last + 1
-        self.wake()
-
-    def wake(self) -> None:
-        """Let everyone who waits look again."""
-        waiters, self.waiters = self.waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
 
 
 class Hub:
@@ -122,6 +61,7 @@ class Hub:
         self._closed = False
         self._check = asyncio.Event()
         self._watch = asyncio.Event()
+        self._erasures = ErasureWatch(store)
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -194,6 +134,21 @@ class Hub:
             except RedisDown:
                 return  # then the reader's connection fails too, and it starts over with all shards
             await asyncio.sleep(UNBLOCK_SECONDS)  # it may have been about to block just then
+
+    def forget(self) -> None:
+        """The log was found to have lost its end: every subscription looks again where it is."""
+        for tail in self._sessions.values():
+            tail.forget()
+        for feed in self._feeds.values():
+            feed.forget()
+        self._check.set()
+
+    def drop_items(self) -> None:
+        """Something was erased: whoever has yet to read what is here reads Postgres instead."""
+        for tail in self._sessions.values():
+            tail.restart(tail.last)
+        for feed in self._feeds.values():
+            feed.restart(feed.last)
 
     def check_open(self) -> None:
         """Raise `Unavailable` when the log was closed: nothing will come any more."""
@@ -330,6 +285,8 @@ class Hub:
                 pause = min(pause * 2, PAUSE_SECONDS_MAX)
 
     async def _check_once(self) -> None:
+        if await self._erasures.any_new():
+            self.drop_items()
         by_id = {UUID(bytes=key): tail for key, tail in self._sessions.items()}
         if by_id:
             for session_id, head in (await self._store.heads(list(by_id))).items():

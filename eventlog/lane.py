@@ -16,8 +16,8 @@ from typing import Final
 from uuid import UUID
 
 from eventlog.envelope import Draft, Row, derived_id
-from eventlog.errors import EventIdReused, OutcomeUnknown, Refused, Unavailable
-from eventlog.refusals import refusal_of
+from eventlog.errors import OutcomeUnknown, Refused, Unavailable
+from eventlog.refusals import refusal_of, refusal_of_ids
 from eventlog.store import (
     NOTHING_SEEN,
     Answer,
@@ -303,14 +303,14 @@ class Lane:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, BACKOFF_SECONDS_MAX)
                 continue
-            if isinstance(found, EventIdReused):
+            if isinstance(found, Refused):
                 _fail(command, found)
                 return
             metrics.duplicates += 1
             _succeed(command, found)
             return
 
-    async def _find(self, command: Command) -> Row | EventIdReused:
+    async def _find(self, command: Command) -> Row | Refused:
         """First row of the command as an earlier call stored it, if that was exactly the same."""
         drafts = command.drafts
         ids = [draft.event_id for draft in drafts]
@@ -321,9 +321,7 @@ class Lane:
         first = found.get(ids[0])
         if first is not None and beyond not in found and _stored_as(drafts, first, found):
             return first
-        # The id at fault is one that is stored, or else one that the command itself has twice.
-        taken = [each for place, each in enumerate(ids) if each in found or each in ids[:place]]
-        return EventIdReused(command.session_id, taken[0] if taken else ids[0])
+        return refusal_of_ids(command, rows)
 
     # --- deadlines ---
 

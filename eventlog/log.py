@@ -10,14 +10,16 @@ the workers (`eventlog up`, or one process of each).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from datetime import date, datetime
+from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
 
 from eventlog.batcher import Batcher
+from eventlog.cache.session_cache import SessionCache
 from eventlog.codec import encode_event
 from eventlog.embedded import Servers, open_servers
 from eventlog.envelope import (
@@ -29,9 +31,11 @@ from eventlog.envelope import (
     session_id_of,
     shard_of,
 )
+from eventlog.erasing.erasure import erased_at
 from eventlog.errors import (
     InvalidRequest,
     SessionDeleted,
+    SessionErased,
     SessionExists,
     SessionNotFound,
 )
@@ -40,6 +44,13 @@ from eventlog.fanout import FanOut
 from eventlog.hub import Hub
 from eventlog.memory import MemoryStore
 from eventlog.postgres import PostgresStore
+from eventlog.reading.catching_up import CatchingUp
+from eventlog.reading.found_messages import HITS_USUAL, SearchPage
+from eventlog.reading.listing import Listing, is_nested, session_filter
+from eventlog.reading.log_queries import LogQueries
+from eventlog.reading.session_queries import SessionQueries
+from eventlog.reading.session_reader import SessionReader
+from eventlog.reading.spending import By, UsageRow
 from eventlog.replay import Replayer
 from eventlog.reply import Reply
 from eventlog.schema import APP_ROLE, check_server, inspect_server, migrate
@@ -47,7 +58,6 @@ from eventlog.session import Session
 from eventlog.settings import Settings, read_settings
 from eventlog.store import Answer, Command, Store
 from eventlog.subscription import FeedSubscription, UserSubscription
-from eventlog.view_cache import ViewCache
 from eventlog.views import SessionPage, ViewReader
 
 
@@ -67,7 +77,7 @@ class EventLog:
                 store,
                 redis_url,
                 feed_rows_max=settings.feed_rows_max,
-                on_new_epoch=self.replayer.forget,
+                on_new_epoch=self._forget,
             )
         self.batcher = Batcher(
             store,
@@ -79,8 +89,15 @@ class EventLog:
         cache = None
         if self.fanout is not None and redis_url is not None:
             ttl_seconds = settings.cache_ttl_seconds
-            cache = ViewCache(self.fanout, redis_url, shards=store.shards, ttl_seconds=ttl_seconds)
+            cache = SessionCache(
+                self.fanout, redis_url, shards=store.shards, ttl_seconds=ttl_seconds
+            )
         self.views = ViewReader(store, self.replayer, cache)
+        self.parts = SessionReader(store, self.replayer, self.views)
+        self.asking = SessionQueries(store, self.replayer, self.views)
+        catching_up = CatchingUp(store, self.views, self.session_id)
+        self._listing = Listing(store.tables, catching_up)
+        self._queries = LogQueries(store.tables, self.replayer, self.views, catching_up)
         self.open_replies: dict[UUID, set[Reply]] = {}
         """Replies that this process streams now, by session."""
         self._kept: set[asyncio.Future[None]] = set()
@@ -176,7 +193,11 @@ class EventLog:
         return session_id_of(key, self.settings.tenant_id)
 
     def handle(self, session_id: UUID) -> Session:
-        """A handle without asking whether the session exists."""
+        """A handle without asking whether the session exists, or whose it is.
+
+        Internal: it reads and writes whatever has that id, another tenant's session too. Handles
+        for others come from `session`, `create_session` and `fork`, which ask.
+        """
         return Session(self, session_id, shard_of(session_id, self.store.shards))
 
     async def session(self, key: str | UUID) -> Session:
@@ -189,6 +210,8 @@ class EventLog:
         by_id = key in (session_id, str(session_id))
         if by_id and await self.store.tenant_of(session_id) != self.settings.tenant_id:
             raise SessionNotFound(key)
+        if head.erased:
+            raise SessionErased(session_id, await erased_at(self.store, session_id))
         if head.deleted:
             raise SessionDeleted(session_id)
         return self.handle(session_id)
@@ -226,7 +249,13 @@ class EventLog:
         *,
         session_id: UUID | None = None,
     ) -> Session:
-        """Append a session's first event, and others with it. Raises `SessionExists`."""
+        """Append a session's first event, and others with it.
+
+        Raises `SessionExists`; `SessionNotFound` for a parent that isn't there for this tenant.
+        """
+        parent_id = created.parent_session_id
+        if parent_id and await self.store.tenant_of(parent_id) != self.settings.tenant_id:
+            raise SessionNotFound(parent_id)
         if session_id is None:
             session_id = new_id() if created.key is None else self.session_id(created.key)
         session = self.handle(session_id)
@@ -245,26 +274,95 @@ class EventLog:
         )
         return session
 
+    # --- asking the views ---
+
     async def sessions(
         self,
         *,
         user_id: str | None = None,
         status: str | None = None,
         agent: str | None = None,
+        updated_after: datetime | None = None,
+        text: str | None = None,
+        forks: Literal["flat", "nested"] = "flat",
         limit: int = 50,
         cursor: str | None = None,
+        min_seq: Mapping[Session | UUID | str, int] | None = None,
     ) -> SessionPage:
         """A page of sessions, newest activity first; deleted ones are left out.
 
-        Of one user, with a status (`open` or `closed`), with an agent that took part; at most
-        `limit` (1 to 1,000). `cursor`: that of the page before. A session that becomes active while
-        you page moves to the front, so later pages may lack it, but never show one twice.
+        Of one user, with a status (`open` or `closed`), with an agent that took part, active after
+        a time, with words in title or key (as in `search`); at most `limit` (1 to 1,000). `cursor`:
+        that of the page before. A session that becomes active while you page moves to the front, so
+        later pages may lack it, but never show one twice. With `forks="nested"` forks are not in
+        the list but in the page's `forks`, under their parents.
 
         Lists come from the views, a moment behind the log; without a projector running they stay
-        as they are, and are empty if none ever ran.
+        as they are, and are empty if none ever ran. `min_seq` names sessions that must be shown as
+        they are at a seq, or later: your last appends' `last_seq`.
         """
-        return await self.views.sessions(
-            user_id=user_id, status=status, agent=agent, limit=limit, cursor=cursor
+        asked = session_filter(
+            user_id=user_id,
+            status=status,
+            agent=agent,
+            text=text,
+            updated_after=updated_after,
+            limit=limit,
+        )
+        nested = is_nested(forks)
+        return await self._listing.page(asked, cursor=cursor, nested=nested, min_seq=min_seq)
+
+    async def search(
+        self,
+        text: str,
+        *,
+        user_id: str | None = None,
+        session: Session | UUID | str | None = None,
+        role: str | Collection[str] | None = None,
+        agent: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int = HITS_USUAL,
+        cursor: str | None = None,
+        min_seq: Mapping[Session | UUID | str, int] | None = None,
+    ) -> SearchPage:
+        """Visible messages with these words, newest first, each with a highlighted snippet.
+
+        Words match as beginnings; `"in quotes"` exactly and in order; `-not` excludes. Of one user,
+        in one session (with what it inherited, if it is a fork), of one role or some, of one agent,
+        opened at or after `since` and before `until`; at most `limit` (1 to 200). `cursor`: that of
+        the page before. As new as lists are; `min_seq` as there.
+        """
+        return await self._queries.search(
+            text,
+            user_id=user_id,
+            session=session,
+            role=role,
+            agent=agent,
+            since=since,
+            until=until,
+            limit=limit,
+            cursor=cursor,
+            min_seq=min_seq,
+        )
+
+    async def usage(
+        self,
+        *,
+        by: By | Collection[By] = "day",
+        user_id: str | None = None,
+        session: Session | UUID | str | None = None,
+        since: date | None = None,
+        until: date | None = None,
+        min_seq: Mapping[Session | UUID | str, int] | None = None,
+    ) -> list[UsageRow]:
+        """Tokens spent, added up by day (UTC), user, agent, model, session, or several of these.
+
+        Of one user, of one session, of the days from `since` to `until`, both included. Sorted;
+        deleted sessions count, a fork counts what it spent itself. As new as lists are.
+        """
+        return await self._queries.usage(
+            by, user_id=user_id, session=session, since=since, until=until, min_seq=min_seq
         )
 
     # --- subscribing ---
@@ -288,6 +386,11 @@ class EventLog:
     def feed(self, positions: dict[int, int]) -> FeedSubscription:
         """Rows of shards, after a position for each: for workers. `close()` it when done."""
         return FeedSubscription(self.store, self.hub, positions)
+
+    def _forget(self) -> None:
+        """The log was found to have lost its end: nothing that is remembered counts."""
+        self.replayer.forget()
+        self.hub.forget()
 
     # --- after a commit ---
 

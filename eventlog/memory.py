@@ -9,14 +9,16 @@ from __future__ import annotations
 import bisect
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from uuid import UUID, uuid4
 
-from eventlog.envelope import BY_ID, FRAME, Row
-from eventlog.replay import Replayer
+from eventlog.envelope import BY_ID, FRAME, TOMBSTONE, Row, erased_row, parent_of, shard_of
+from eventlog.erasing.record import Erasure, ErasureStatus
+from eventlog.reading.memory_views import MemoryViews
+from eventlog.reading.view_store import ViewStore
 from eventlog.store import Answer, Command, Commit, Head, Identity, Snapshot, Status
-from eventlog.views import SessionFilter, SessionView, place_of, view_of
+from eventlog.views import SessionView
 
 
 def _now_us() -> int:
@@ -38,7 +40,12 @@ class MemoryStore:
         self._owners: defaultdict[UUID, list[UUID]] = defaultdict(list)
         self._snapshots: defaultdict[UUID, dict[int, Snapshot]] = defaultdict(dict)
         self._chunks: dict[int, bytes] = {}
+        self._chunk_owners: dict[int, UUID] = {}
+        self._continued: dict[UUID, set[UUID]] = {}
+        """Sessions whose messages are in the snapshots of a fork."""
+        self._erasures: dict[UUID, Erasure] = {}
         self._identity = Identity(uuid4(), "1", shards)
+        self.tables: ViewStore = MemoryViews(self, lambda: list(self._sessions))
 
     async def commit(self, lane: int, commands: list[Command]) -> list[Answer]:
         return [self._append(command) for command in commands]
@@ -121,6 +128,10 @@ class MemoryStore:
                 found.append(row)
         return found
 
+    async def read_seqs(self, session_id: UUID, seqs: list[int]) -> list[Row]:
+        wanted = set(seqs)
+        return [row for row in self._sessions.get(session_id, []) if row.seq in wanted]
+
     async def read_ids(
         self, session_id: UUID, event_ids: list[UUID], *, after: int | None
     ) -> list[Row]:
@@ -158,13 +169,6 @@ class MemoryStore:
     async def session_view(self, session_id: UUID) -> SessionView | None:
         return None  # nobody keeps views here: they are folded when asked for
 
-    async def session_views(self, wanted: SessionFilter) -> list[SessionView]:
-        replayer = Replayer(self, save_snapshots=False)
-        heads = await self.heads(list(self._sessions))
-        folded = [await replayer.structure(each, head.seq) for each, head in heads.items()]
-        shown = [view for view in map(view_of, folded) if wanted.shows(view)]
-        return sorted(shown, key=place_of, reverse=True)[: wanted.limit]
-
     async def identity(self) -> Identity:
         return self._identity
 
@@ -184,10 +188,68 @@ class MemoryStore:
         return {key: self._chunks[key] for key in keys if key in self._chunks}
 
     async def save_snapshot(
-        self, session_id: UUID, snapshot: Snapshot, chunks: dict[int, bytes]
-    ) -> None:
+        self,
+        session_id: UUID,
+        snapshot: Snapshot,
+        chunks: dict[int, bytes],
+        *,
+        lineage: Sequence[UUID] = (),
+    ) -> bool:
+        if any(each in self._erasures for each in (session_id, *lineage)):
+            return False
         self._chunks.update(chunks)
+        self._chunk_owners.update(dict.fromkeys(chunks, session_id))
         self._snapshots[session_id][snapshot.seq] = snapshot
+        self._continued[session_id] = set(lineage)
+        return True
+
+    def _drop_snapshots(self, session_id: UUID) -> None:
+        """Those of a session, and of its forks, which hold its messages, too."""
+        dropped = {each for each, older in self._continued.items() if session_id in older}
+        for each in (session_id, *dropped):
+            self._snapshots.pop(each, None)
+            for key in [key for key, owner in self._chunk_owners.items() if owner == each]:
+                self._chunks.pop(key, None)
+
+    async def erase(
+        self, session_id: UUID, *, reason: str | None, requested_by: str | None
+    ) -> ErasureStatus:
+        rows = self._sessions.get(session_id)
+        if not rows:
+            return ErasureStatus.ABSENT
+        if not rows[-1].flags & TOMBSTONE:
+            return ErasureStatus.ALIVE
+        if session_id in self._erasures:
+            return ErasureStatus.DONE
+        erased = [erased_row(row) for row in rows]
+        self._sessions[session_id] = erased
+        for row in erased:
+            self._feeds[shard_of(session_id, self.shards)][row.position - 1] = row
+        for sessions in self._owners.values():
+            if session_id in sessions:
+                sessions.remove(session_id)
+        self._drop_snapshots(session_id)
+        at = self._now_us()
+        events, size = sum(row.span for row in rows), sum(len(row.data) for row in rows)
+        counts = (len(rows), events, size)
+        by = requested_by or "memory"
+        self._erasures[session_id] = Erasure(session_id, at, at, *counts, at, at, reason, by)
+        return ErasureStatus.DONE
+
+    async def erasures_of(self, session_ids: Sequence[UUID]) -> dict[UUID, Erasure]:
+        return {each: self._erasures[each] for each in session_ids if each in self._erasures}
+
+    async def erasures(self, *, after: tuple[int, UUID], limit: int) -> list[Erasure]:
+        ordered = sorted(self._erasures.values(), key=lambda each: (each.begun_us, each.session_id))
+        return [each for each in ordered if (each.begun_us, each.session_id) > after][:limit]
+
+    async def erased_since(self, at_us: int) -> list[tuple[UUID, int]]:
+        found = ((each.session_id, each.erased_us or 0) for each in self._erasures.values())
+        return sorted((each for each in found if each[1] > at_us), key=lambda each: each[1])
+
+    async def forks_of(self, session_ids: Sequence[UUID]) -> set[UUID]:
+        firsts = [rows[0] for rows in self._sessions.values() if rows]
+        return {row.session_id for row in firsts if parent_of(row) in session_ids}
 
     async def aclose(self) -> None:
         """Nothing to give back."""

@@ -8,7 +8,7 @@ lost connection is opened again by the next call that needs it.
 from __future__ import annotations
 
 import asyncio
-import zlib
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, cast
@@ -17,9 +17,12 @@ from uuid import UUID
 import asyncpg
 
 from eventlog.append_call import append_arguments
-from eventlog.envelope import Row, owner_id_of, shard_of
+from eventlog.envelope import Row, shard_of
+from eventlog.erasing.postgres import ErasureTables
 from eventlog.errors import Unavailable
 from eventlog.queries import query
+from eventlog.reading.postgres_views import PostgresViews
+from eventlog.reading.view_store import ViewStore
 from eventlog.store import (
     Answer,
     Busy,
@@ -30,9 +33,10 @@ from eventlog.store import (
     Identity,
     IdTaken,
     Snapshot,
+    chunk_checksum,
 )
-from eventlog.telemetry import get_logger
-from eventlog.views import SessionFilter, SessionView, escape_text, view_from_record
+from eventlog.telemetry import durations, get_logger
+from eventlog.views import SessionView, view_from_record
 
 READ_CONNECTIONS_MAX: Final = 8
 """Connections for reads; further reads wait for one."""
@@ -82,6 +86,13 @@ _BUSY: Final = (
 log = get_logger()
 
 
+class _Pooled(asyncpg.Connection):
+    """Given back without a round trip to reset it: nobody here leaves settings or locks behind."""
+
+    def get_reset_query(self) -> str:
+        return ""
+
+
 async def prepare_connection(connection: asyncpg.Connection[Any]) -> None:
     """Timestamps travel as whole microseconds since 1970: exact, and cheaper than datetimes."""
     await connection.set_type_codec(
@@ -93,7 +104,7 @@ async def prepare_connection(connection: asyncpg.Connection[Any]) -> None:
     )
 
 
-class PostgresStore:
+class PostgresStore(ErasureTables):
     """`Store` on one Postgres database whose schema is installed. Opened by `EventLog.open`."""
 
     def __init__(
@@ -115,6 +126,7 @@ class PostgresStore:
         """Of each lane the process in Postgres that may still execute a call we know nothing of."""
         self._pool: asyncpg.Pool[Any] | None = None
         self._append = query("append")
+        self.tables: ViewStore = PostgresViews(self.fetch, tenant_id=tenant_id, shards=shards)
         self._exclusive = asyncio.Semaphore(EXCLUSIVE_MAX)
 
     async def open(self) -> None:
@@ -124,6 +136,7 @@ class PostgresStore:
             min_size=0,
             max_size=READ_CONNECTIONS_MAX,
             init=prepare_connection,
+            connection_class=_Pooled,
             server_settings=self._settings,
             command_timeout=CALL_SECONDS_MAX,
             timeout=CONNECT_SECONDS_MAX,
@@ -145,6 +158,7 @@ class PostgresStore:
 
     async def commit(self, lane: int, commands: list[Command]) -> list[Answer]:
         connection = await self._lane_connection(lane)
+        begin = time.perf_counter()
         try:
             records = await connection.fetch(
                 self._append, *append_arguments(self.tenant_id, commands)
@@ -162,6 +176,7 @@ class PostgresStore:
             if error.constraint_name != "events_by_id":
                 raise
             raise IdTaken(str(error)) from error
+        durations.commit.observe(time.perf_counter() - begin)
         return [Answer(*record) for record in records]
 
     @asynccontextmanager
@@ -240,6 +255,9 @@ class PostgresStore:
             limit,
         )
 
+    async def read_seqs(self, session_id: UUID, seqs: list[int]) -> list[Row]:
+        return await self._rows("read_seqs", self._shard(session_id), session_id, seqs)
+
     async def read_ids(
         self, session_id: UUID, event_ids: list[UUID], *, after: int | None
     ) -> list[Row]:
@@ -279,16 +297,6 @@ class PostgresStore:
         records = await self.fetch("session_view", self._shard(session_id), session_id)
         return view_from_record(records[0]) if records else None
 
-    async def session_views(self, wanted: SessionFilter) -> list[SessionView]:
-        agent = None if wanted.agent is None else escape_text(wanted.agent)
-        asked = (self.tenant_id, *wanted.before, wanted.status, agent, wanted.limit)
-        if wanted.user_id is None:
-            records = await self.fetch("list_sessions", *asked)
-        else:
-            owner_id = owner_id_of(wanted.user_id, self.tenant_id)
-            records = await self.fetch("list_sessions_of_user", *asked, owner_id)
-        return [view_from_record(record) for record in records]
-
     async def identity(self) -> Identity:
         record = (await self.fetch("identity"))[0]
         return Identity(record[0], record[1], record[2])
@@ -303,10 +311,7 @@ class PostgresStore:
         if not records:
             return None
         seq, version, chunks, first_seqs, header, tail, checksum = records[0]
-        if _checksum(header, tail) != checksum:
-            log.warning("snapshot.ignored", session_id=str(session_id), seq=seq, why="checksum")
-            return None
-        return Snapshot(
+        snapshot = Snapshot(
             seq=seq,
             fold_version=version,
             header=header,
@@ -314,31 +319,18 @@ class PostgresStore:
             chunks=chunks,
             first_seqs=first_seqs,
         )
+        if snapshot.checksum(session_id) != checksum:
+            log.warning("snapshot.ignored", session_id=str(session_id), seq=seq, why="checksum")
+            return None
+        return snapshot
 
     async def load_chunks(self, keys: list[int]) -> dict[int, bytes]:
         records = await self.fetch("load_chunks", keys)
         return {
-            key: messages for key, checksum, messages in records if _checksum(messages) == checksum
+            key: messages
+            for key, checksum, messages in records
+            if chunk_checksum(key, messages) == checksum
         }
-
-    async def save_snapshot(
-        self, session_id: UUID, snapshot: Snapshot, chunks: dict[int, bytes]
-    ) -> None:
-        rows = [(session_id, key, _checksum(data), data) for key, data in chunks.items()]
-        async with self.connection() as connection, connection.transaction():
-            if rows:
-                await connection.executemany(query("save_chunk"), rows)
-            await connection.execute(
-                query("save_snapshot"),
-                session_id,
-                snapshot.seq,
-                snapshot.fold_version,
-                snapshot.chunks,
-                snapshot.first_seqs,
-                snapshot.header,
-                snapshot.tail,
-                _checksum(snapshot.header, snapshot.tail),
-            )
 
     # --- plumbing ---
 
@@ -373,13 +365,6 @@ class PostgresStore:
 
     def _shard(self, session_id: UUID) -> int:
         return shard_of(session_id, self.shards)
-
-
-def _checksum(*parts: bytes) -> int:
-    value = 0
-    for part in parts:
-        value = zlib.crc32(part, value)
-    return value - 2**31  # into the range of Postgres' int
 
 
 async def _close(connection: asyncpg.Connection[Any]) -> None:

@@ -30,6 +30,19 @@ def load_queries() -> dict[str, str]:
     return queries
 
 
-def query(name: str) -> str:
-    """Text of one query; raises `KeyError` for a name that isn't there."""
-    return load_queries()[name]
+VIEW_TABLES: Final = (
+    *("session_views", "message_views", "tool_call_views", "agent_views", "handoff_views"),
+    *("run_views", "usage_views", "scratchpad_views"),
+)
+"""Tables that projectors keep, and that can be built anew beside the ones that are served."""
+_VIEW_TABLE: Final = re.compile(rf"\beventlog\.({'|'.join(VIEW_TABLES)})\b")
+
+
+@cache
+def query(name: str, suffix: str = "") -> str:
+    """Text of one query; raises `KeyError` for a name that isn't there.
+
+    With a suffix it speaks of the tables of views whose names end like that.
+    """
+    text = load_queries()[name]
+    return _VIEW_TABLE.sub(rf"eventlog.\1{suffix}", text) if suffix else text

@@ -27,6 +27,10 @@ class RedisDown(EventLogError):
     """Redis can't be reached, is full, or answered an error; no event is lost by that."""
 
 
+class RedisRefused(RedisDown):
+    """Redis answered an error: the connection is there, the command was not carried out."""
+
+
 class RedisLink:
     """A connection that is opened when first used and again after it was lost."""
 
@@ -46,6 +50,8 @@ class RedisLink:
             raise InvalidSetting(f"EVENTLOG_REDIS_URL can't be used: {error}") from None
         self._connection: AbstractConnection | None = None
         self._lock = asyncio.Lock()
+        self.connection_number = 0
+        """How many connections were made: at another number, it may be another server."""
 
     async def call(self, *command: Any, seconds: float = CALL_SECONDS_MAX) -> Any:
         """Send one command and return its answer. Raises `RedisDown`."""
@@ -78,7 +84,7 @@ class RedisLink:
                 await self._drop()  # an answer may be on its way: it must not meet the next call
                 raise
         if failure is not None:
-            raise RedisDown(f"Redis: {failure}") from failure
+            raise RedisRefused(f"Redis: {failure}") from failure
         return answers
 
     async def _connected(self) -> AbstractConnection:
@@ -86,6 +92,7 @@ class RedisLink:
             connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
             await connection.connect()  # type: ignore[no-untyped-call]
             self._connection = connection
+            self.connection_number += 1
         return self._connection
 
     async def _drop(self) -> None:

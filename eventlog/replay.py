@@ -12,7 +12,7 @@ that nobody folds it again.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from datetime import datetime
 from typing import Final, TypeVar
 from uuid import UUID
@@ -20,36 +20,28 @@ from uuid import UUID
 import msgspec
 
 from eventlog import folding as fold
-from eventlog.codec import decode_event
 from eventlog.entries import ChunkMissing
-from eventlog.envelope import FRAME, RecordedEvent, Row, as_frame, expand
+from eventlog.envelope import FRAME, RecordedEvent, Row, as_frame, expand, parent_of
 from eventlog.errors import InvalidRequest, SessionNotFound
-from eventlog.events import SessionCreated
-from eventlog.snapshots import SnapshotDamaged, Snapshots
-from eventlog.state import SessionState
-from eventlog.store import ROWS_PER_PAGE_MAX, Head, Store
-from eventlog.telemetry import get_logger
+from eventlog.events import Event
+from eventlog.snapshots import SnapshotDamaged, Snapshots, with_earlier
+from eventlog.state import SessionState, SummaryMissing
+from eventlog.store import ROWS_PER_PAGE_MAX, Head, Part, Store
 
 SNAPSHOT_ROWS: Final = 512
-"""Structural rows folded since the last snapshot after which another is saved."""
-MESSAGES_CACHED_MAX: Final = 300_000
-"""Messages in the newest states of sessions that this process keeps. Rows never change: a state of
-the past stays right."""
+"""Structural rows folded since the last snapshot after which another is saved, by whoever folds
+them: readers, also such that read along a few rows at a time, and projectors."""
+STATES_CACHED_BYTES_MAX: Final = 256 * 1024 * 1024
+"""Memory, about, of the newest states of sessions that this process keeps. Rows never change: a
+state of the past stays right."""
+STATE_OVERHEAD_BYTES: Final = 3_000
+"""Memory of a state that holds nothing, about."""
 LINEAGES_CACHED_MAX: Final = 20_000
 PAGE_BYTES_MIN: Final = 1_000_000
 """A page of history is made smaller than `ROWS_PER_PAGE_MAX` when its rows are large."""
 
-log = get_logger()
 Key = TypeVar("Key")
 Value = TypeVar("Value")
-
-
-class Part(msgspec.Struct, frozen=True):
-    """Events `after < seq <= until` of a session's history are rows of `session_id`."""
-
-    session_id: UUID
-    after: int
-    until: int | None
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -63,13 +55,24 @@ class Page(msgspec.Struct, frozen=True):
 class Replayer:
     """Reads and folds the sessions of one store, and remembers what can't change."""
 
-    def __init__(self, store: Store, *, save_snapshots: bool = True) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        save_snapshots: bool = True,
+        cached_bytes_max: int = STATES_CACHED_BYTES_MAX,
+    ) -> None:
         self._store = store
         self._save_snapshots = save_snapshots
         self._lineages: OrderedDict[UUID, list[Part]] = OrderedDict()
         self._states: OrderedDict[UUID, SessionState] = OrderedDict()
-        self._messages_kept = 0
-        self.snapshots = Snapshots(store)
+        self._counted: dict[UUID, int] = {}
+        """Bytes of each cached state that are part of `cached_bytes`."""
+        self._void: dict[UUID, frozenset[UUID]] = {}
+        """Of each cached state the sessions in it that were erased before it was read."""
+        self.cached_bytes = 0
+        self._cached_bytes_max = cached_bytes_max
+        self.snapshots = Snapshots(store, self.lineage)
 
     async def aclose(self) -> None:
         """Wait for snapshots that are being saved."""
@@ -98,10 +101,8 @@ class Replayer:
             begin = rows[0].first_seq - 1
             if until is None or begin < until:
                 younger.append(Part(part_id, begin, until))
-            created = decode_event(rows[0].data)
-            part_id = None
-            if isinstance(created, SessionCreated) and created.parent_session_id is not None:
-                part_id = created.parent_session_id
+            part_id = parent_of(rows[0])
+            if part_id is not None:
                 until = begin if until is None else min(until, begin)
         parts = [*older, *reversed(younger)]
         _remember(self._lineages, session_id, parts, LINEAGES_CACHED_MAX)
@@ -143,6 +144,12 @@ class Replayer:
                 for event in expand(row, after=after, until=stop):
                     yield event
 
+    async def own_events(self, session_id: UUID, until: int) -> list[RecordedEvent]:
+        """What happened in the session itself up to a seq, token increments left out."""
+        after = (await self.lineage(session_id))[-1].after
+        pages = self.rows(session_id, after=after, until=until, frames=False)
+        return [as_frame(row) async for page, _ in pages for row in page]
+
     async def read_page(self, session_id: UUID, *, after: int) -> Page:
         """The next page of events after a seq."""
         for part in await self.lineage(session_id):
@@ -163,31 +170,61 @@ class Replayer:
 
     async def replay(self, session_id: UUID, at: int | datetime | None) -> SessionState:
         """The session's state. `SessionNotFound`; `InvalidRequest` for a seq beyond its end."""
-        seq = await self._seq(session_id, at)
-        state = await self._state(session_id, seq, whole=True)
+        head, erased = await self._observe(session_id)
+        seq = await self._seq_of(session_id, at, head)
+        state = await self._state(session_id, seq, erased, whole=True)
         if at is None:
-            self._keep(session_id, state)
+            self._keep(session_id, state, erased)
         return await self._complete(session_id, state, seq)
 
-    async def context_state(self, session_id: UUID, at: int | datetime | None) -> SessionState:
-        """The same, good for `context()` only: of older messages just those in it were read."""
-        seq = await self._seq(session_id, at)
-        state = await self._state(session_id, seq, whole=False)
+    async def context_state(
+        self, session_id: UUID, at: int | datetime | None, *, head: Head | None = None
+    ) -> SessionState:
+        """The same, good for `context()` only: of older messages just those in it were read.
+
+        `head`: the session's last row, when the caller has just looked it up.
+        """
+        head, erased = await self._observe(session_id, head)
+        seq = await self._seq_of(session_id, at, head)
+        state = await self._state(session_id, seq, erased, whole=False)
         if at is None:
-            self._keep(session_id, state)
+            self._keep(session_id, state, erased)
         return state
+
+    def keeps(self, session_id: UUID) -> bool:
+        """Whether this process has folded the session before, and needs only what came since."""
+        return session_id in self._states
 
     async def structure(self, session_id: UUID, at: int) -> SessionState:
         """The state at a seq as the views show it: what open messages received so far left out."""
-        return await self._state(session_id, at, whole=True)
+        _, erased = await self._observe(session_id)
+        return await self._state(session_id, at, erased, whole=True)
 
-    async def _state(self, session_id: UUID, seq: int, *, whole: bool) -> SessionState:
+    async def erased_in(self, session_id: UUID) -> frozenset[UUID]:
+        """Sessions of this one's history that are erased: the session itself, or what it forked."""
+        return (await self._observe(session_id))[1]
+
+    async def _observe(
+        self, session_id: UUID, head: Head | None = None
+    ) -> tuple[Head, frozenset[UUID]]:
+        """The session's last row, and `erased_in`. Raises `SessionNotFound`."""
+        heads = {} if head is None else {session_id: head}
+        asked = [part.session_id for part in await self.lineage(session_id)]
+        unknown = [each for each in asked if each not in heads]
+        if unknown:
+            heads.update(await self._store.heads(unknown))
+        if session_id not in heads:
+            raise SessionNotFound(session_id)
+        return heads[session_id], frozenset(each for each, last in heads.items() if last.erased)
+
+    async def _state(
+        self, session_id: UUID, seq: int, erased: frozenset[UUID], *, whole: bool
+    ) -> SessionState:
         try:
-            base = await self._base(session_id, seq)
+            base = await self._base(session_id, seq, erased)
             return await self._state_from(session_id, base, seq, whole=whole)
         except SnapshotDamaged:
-            self._states.clear()
-            self._messages_kept = 0
+            self._forget_states()
             return await self._fold_structure(session_id, fold.initial(session_id), seq)
 
     async def _state_from(
@@ -195,20 +232,38 @@ class Replayer:
     ) -> SessionState:
         if whole:
             await self.snapshots.load(base.entries.chunks)
-        try:
-            state = await self._fold_structure(session_id, base, seq)
-        except ChunkMissing:  # an event behind the snapshot concerns an old message
-            await self.snapshots.load(base.entries.chunks)
-            state = await self._fold_structure(session_id, base, seq)
-        if not whole:
-            await self.snapshots.load(state.missing_for_context())
-        return state
+            base = await self._recall(session_id, base, base.left_out)
+        loaded = False
+        while True:  # each time round more of `base` is there
+            try:
+                state = await self._fold_structure(session_id, base, seq)
+                if not whole:
+                    await self.snapshots.load(state.missing_for_context())
+                return state
+            except ChunkMissing as missing:
+                # An event behind the snapshot concerns old messages: a compaction those that it
+                # keeps, which are loaded; a rewind may concern all, and asks again.
+                chunks = base.entries.chunks
+                wanted = [each for each in chunks if loaded or each.stored_as in missing.keys]
+                await self.snapshots.load(wanted)
+                loaded = True
+            except SummaryMissing as missing:  # it undoes the newest compaction
+                base = await self._recall(session_id, base, {missing.seq})
 
-    async def _seq(self, session_id: UUID, at: int | datetime | None) -> int:
-        head = await self.head(session_id)
-        if head is None:
-            raise SessionNotFound(session_id)
-        return await self._seq_of(session_id, at, head)
+    async def _recall(
+        self, session_id: UUID, state: SessionState, seqs: Collection[int]
+    ) -> SessionState:
+        """The state with what its snapshot left in the log at these seqs."""
+        if not seqs:
+            return state
+        events: dict[int, Event] = {}
+        for part in await self.lineage(session_id):
+            until = part.until or state.seq
+            here = [seq for seq in seqs if part.after < seq <= until]
+            if here:
+                rows = await self._store.read_seqs(part.session_id, here)
+                events.update((row.seq, as_frame(row).event) for row in rows)
+        return with_earlier(state, events, seqs)
 
     async def _seq_of(self, session_id: UUID, at: int | datetime | None, head: Head) -> int:
         match at:
@@ -236,9 +291,10 @@ class Replayer:
                 return seq if part.until is None else min(seq, part.until)
         return 0
 
-    async def _base(self, session_id: UUID, seq: int) -> SessionState:
+    async def _base(self, session_id: UUID, seq: int, erased: frozenset[UUID]) -> SessionState:
         """The newest state at or before `seq` that need not be folded."""
-        kept = self._states.get(session_id)
+        # What was folded before an erasure is void; the store has no snapshot of that time either.
+        kept = self._states.get(session_id) if self._void.get(session_id) == erased else None
         if kept is not None and kept.seq <= seq and kept.seq + SNAPSHOT_ROWS >= seq:
             return kept
         for part in reversed(await self.lineage(session_id)):
@@ -254,15 +310,9 @@ class Replayer:
         if base.seq == seq and base.session_id == session_id:
             return base
         state = fold.copy(base)
-        since_snapshot = 0
         async for page, _ in self.rows(session_id, after=state.seq, until=seq, frames=False):
             for row in page:
-                fold.apply(state, as_frame(row))
-                since_snapshot += 1
-                if since_snapshot == SNAPSHOT_ROWS and self._save_snapshots:
-                    since_snapshot = 0
-                    # Rows after a fork point belong to the fork, those before to their own session.
-                    self.snapshots.save_soon(row.session_id, fold.copy(state))
+                self.take(state, row)
         if state.seq < seq:
             # What follows the last structural row are increments; their time is the state's time.
             async for page, _ in self.rows(session_id, after=seq - 1, until=seq):
@@ -270,6 +320,19 @@ class Replayer:
             state.seq = seq
         state.session_id = session_id
         return state
+
+    def take(self, state: SessionState, row: Row) -> RecordedEvent:
+        """Fold the next row that is no frame into one's own state; now and then save a snapshot."""
+        recorded = as_frame(row)
+        fold.apply(state, recorded)
+        entries = state.entries
+        entries.event_bytes += len(row.data)
+        entries.unsaved_rows += 1
+        if entries.unsaved_rows >= SNAPSHOT_ROWS and self._save_snapshots:
+            entries.unsaved_rows = 0
+            # Rows after a fork point belong to the fork, those before to their own session.
+            self.snapshots.save_soon(row.session_id, fold.copy(state))
+        return recorded
 
     async def _complete(self, session_id: UUID, state: SessionState, seq: int) -> SessionState:
         """Add what messages that are open at `seq` had received by then."""
@@ -284,23 +347,35 @@ class Replayer:
                         fold.collect(whole, recorded.event, seq=recorded.seq)
         return whole
 
-    def _keep(self, session_id: UUID, state: SessionState) -> None:
+    def _keep(self, session_id: UUID, state: SessionState, erased: frozenset[UUID]) -> None:
         states = self._states
-        if session_id in states:
-            self._messages_kept -= len(states[session_id].entries)
+        self.cached_bytes -= self._counted.pop(session_id, 0)
+        self._void[session_id] = erased
         states[session_id] = state
         states.move_to_end(session_id)
-        self._messages_kept += len(state.entries)
-        while len(states) > 1 and len(states) + self._messages_kept > MESSAGES_CACHED_MAX:
-            _, dropped = states.popitem(last=False)
-            self._messages_kept -= len(dropped.entries)
+        self._counted[session_id] = bytes_of(state)
+        self.cached_bytes += self._counted[session_id]
+        while len(states) > 1 and self.cached_bytes > self._cached_bytes_max:
+            dropped, _ = states.popitem(last=False)
+            self.cached_bytes -= self._counted.pop(dropped)
+            del self._void[dropped]
 
     def forget(self) -> None:
         """Drop what is remembered: the log was found to be another, or to have lost its end."""
         self._lineages.clear()
-        self._states.clear()
-        self._messages_kept = 0
+        self._forget_states()
         self.snapshots.forget()
+
+    def _forget_states(self) -> None:
+        self._states.clear()
+        self._counted.clear()
+        self._void.clear()
+        self.cached_bytes = 0
+
+
+def bytes_of(state: SessionState) -> int:
+    """What a state that was folded from rows takes in memory, about."""
+    return STATE_OVERHEAD_BYTES + state.entries.memory_bytes
 
 
 def _until(parts: list[Part], seq: int) -> list[Part]:

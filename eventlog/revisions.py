@@ -89,7 +89,9 @@ async def undo(session: Session, count: int, reason: str | None) -> list[Message
 
 
 async def end(
-    session: Session, event: ev.SessionCleared | ev.SessionClosed, reason: str
+    session: Session,
+    event: ev.SessionCleared | ev.SessionClosed | ev.SessionDeleted,
+    reason: str,
 ) -> Appended:
     """Append an event that ends what is being said, and with it the replies that are open."""
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from eventlog import events as ev
-from eventlog import revisions
-from eventlog.append_call import appended
+from eventlog import forking, revisions
+from eventlog.append_call import appended, wait_for_outcome
 from eventlog.drafts import (
     BATCH_EVENTS_MAX,
     check_batch,
@@ -34,11 +34,14 @@ from eventlog.envelope import (
     Row,
     is_unnamed,
 )
+from eventlog.erasing import erasure
+from eventlog.erasing.record import Erasure
 from eventlog.errors import (
     InvalidRequest,
     OutcomeUnknown,
     SessionNotFound,
 )
+from eventlog.reading.session_reads import SessionReads
 from eventlog.reply import Reply
 from eventlog.state import SessionState
 from eventlog.store import Answer, Command, ConnectionLost, Status
@@ -55,7 +58,7 @@ BATCH_BYTES_MAX: Final = 64 * 1024 * 1024
 """Payload of one atomic batch (more, when a single event may have more)."""
 
 
-class Session:
+class Session(SessionReads):
     """One session of a log. `id` is its UUID, `shard` the shard it lives in."""
 
     def __init__(self, log: EventLog, session_id: UUID, shard: int) -> None:
@@ -65,6 +68,11 @@ class Session:
 
     def __repr__(self) -> str:
         return f"Session({self.id})"
+
+    @property
+    def log(self) -> EventLog:
+        """The log it belongs to."""
+        return self._log
 
     # --- appending ---
 
@@ -161,7 +169,7 @@ class Session:
             answer = await future
         except asyncio.CancelledError as cancelled:
             if not batcher.withdraw(command):
-                await _wait_for_outcome(command)
+                await wait_for_outcome(command)
                 if isinstance(command.outcome, OutcomeUnknown):
                     log.warning("append.outcome_unknown", error=str(command.outcome))
                     raise cancelled from command.outcome
@@ -271,22 +279,36 @@ class Session:
         `min_seq` demands a seq that you know of (your last append's `last_seq`: you read what you
         wrote), and raises `InvalidRequest` when the session isn't there yet.
         """
-        if min_seq is not None:
-            check_seq(min_seq, "min_seq")
         return await self._log.views.view(self.id, min_seq)
+
+    async def metadata(
+        self, min_seq: int | None = None, *, names: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """The metadata, or the entries of it with these names; as new as `view` is."""
+        return await self._log.parts.metadata(self.id, min_seq, names)
+
+    async def scratchpad(
+        self, min_seq: int | None = None, *, names: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """The scratchpad, or the entries of it with these names; as new as `view` is."""
+        return await self._log.parts.scratchpad(self.id, min_seq, names)
+
+    async def invalidate(self) -> bool:
+        """Drop what is cached of the session; nothing older is cached after. False: Redis is away.
+
+        For repairs: no cache needs it to be right.
+        """
+        return await self._log.parts.invalidate(self.id)
 
     async def context(
         self, *, at: int | datetime | None = None, min_seq: int | None = None
     ) -> list[dict[str, Any]]:
         """What a model sees next: provider-ready dicts, newest summary first, then what followed.
 
-        Reads Postgres, so it contains everything acknowledged before; `min_seq` demands a seq that
-        someone else was told of, and raises `InvalidRequest` when the session isn't there yet.
+        It contains everything acknowledged before. With `min_seq` everything up to that seq is
+        enough, which is cheaper; `InvalidRequest` when the session isn't there yet.
         """
-        state = await self._log.replayer.context_state(self.id, at)
-        if min_seq is not None and state.seq < min_seq:
-            raise InvalidRequest(f"the session is at seq {state.seq}, before min_seq {min_seq}")
-        return state.context()
+        return await self._log.parts.context(self.id, at=at, min_seq=min_seq)
 
     def subscribe(self, *, after: int = 0) -> SessionSubscription:
         """Events after a seq, history first, then live, for ever; ends after `session.closed`.
@@ -319,21 +341,8 @@ class Session:
         Its own first event has seq `at + 1`. Replies that were open at that point are closed in the
         fork with what they had; here they go on.
         """
-        state = await self.replay(at)
-        if state.seq == 0:
-            raise InvalidRequest("fork at seq 1 or later: before that there is nothing")
-        owner = user_id if user_id is not None else state.user_id
-        created = ev.SessionCreated(
-            key=key,
-            user_id=owner,
-            title=title if title is not None else state.title,
-            metadata={**state.metadata, **(metadata or {})},
-            parent_session_id=self.id,
-            parent_seq=state.seq,
-        )
-        return await self._log.create(
-            created, [revisions.interruption(each, "forked") for each in state.open_messages]
-        )
+        wanted = ev.SessionCreated(key=key, user_id=user_id, title=title, metadata=metadata or {})
+        return await forking.fork(self, at, wanted)
 
     async def rewind(self, *, to: int, reason: str | None = None) -> Appended:
         """Make the conversation what it was at seq `to`; what followed stays in the log.
@@ -363,18 +372,22 @@ class Session:
         """Append a tombstone: the session leaves every list and takes no more events."""
         return await self.append(ev.SessionDeleted(reason=reason))
 
+    async def expire(
+        self, *, after_seconds: int | None = None, at: datetime | None = None
+    ) -> Appended:
+        """Say when the session is to be deleted: after so many seconds of silence, or at a time.
 
-async def _wait_for_outcome(command: Command) -> None:
-    """It is on its way: what becomes of it must be known before its caller goes on.
+        With neither: never, whatever the log's policy says. The newest word counts. An expirer must
+        run (`eventlog expire-worker`, or `up`); it deletes no session that goes on just then.
+        """
+        return await self.append(ev.SessionExpirySet(ttl_seconds=after_seconds, expires_at=at))
 
-    However often that one is cancelled meanwhile: the wait has an end, the command's deadline.
-    """
-    while command.outcome is None:
-        if command.future.done():
-            command.future = asyncio.get_running_loop().create_future()
-        try:
-            await asyncio.wait([command.future])
-        except asyncio.CancelledError:
-            continue
-    if command.future.done() and not command.future.cancelled():
-        command.future.exception()  # seen: the cancellation is what the caller gets
+    async def erase(self, *, reason: str | None = None, forks: bool = False) -> Erasure:
+        """Delete the session, and remove the content of its events everywhere, for good.
+
+        Its events keep their seqs, times and kinds, and say `Erased`. What forks inherited of it is
+        erased in them, too, and what they copied is theirs; `forks` erases them altogether.
+        Raises `Unavailable`: call it again. Replicas, backups, and Postgres' files until they are
+        vacuumed may have it for longer: see docs/operations.md.
+        """
+        return (await erasure.erase(self._log, self.id, reason=reason, forks=forks))[0]

@@ -46,9 +46,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     feed_rows_max: int = 10_000
     """About how many rows each feed keeps in Redis."""
     cache_ttl_seconds: int = 3600
-    """How long a cached session view lives in Redis after it was last written."""
+    """How long what is cached of a session lives in Redis after it was last written: its view with
+    metadata and scratchpad, and, by itself, its context."""
     reply_idle_seconds: float = 300.0
     """After this silence the reaper closes a reply whose writer has died."""
+    session_ttl_seconds: float | None = None
+    """After this silence the expirer deletes a session that doesn't say its end; None: never."""
+    erase_after_seconds: float | None = None
+    """So long after it was deleted the expirer erases a session; None: never by itself."""
+    metrics_port: int | None = None
+    """Where workers and `eventlog up` serve metrics for Prometheus; 0: any free port; None: not."""
+    metrics_host: str = "127.0.0.1"
+    """Address that they listen on for it; metrics ask for no password."""
     unsafe_durability: bool = False
     """Accept a server with `fsync`, `full_page_writes` or `synchronous_commit` off."""
     log_level: str = "info"
@@ -65,6 +74,9 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "feed_rows_max": (1, 10**9),
     "cache_ttl_seconds": (1, 10**9),
     "reply_idle_seconds": (0.1, 10**9),
+    "session_ttl_seconds": (1, 10**10),
+    "erase_after_seconds": (0, 10**10),
+    "metrics_port": (0, 65_535),
 }
 """Least and most that a number may be."""
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
@@ -86,7 +98,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         raise InvalidSetting(f"environment: {error} (variables are EVENTLOG_<NAME>)") from None
     for field, (least, most) in _RANGES.items():
         value = getattr(settings, field)
-        if not least <= value <= most:  # false for nan, too
+        if value is not None and not least <= value <= most:  # false for nan, too
             name = f"EVENTLOG_{field.upper()}"
             raise InvalidSetting(f"{name} is {value}; it must be {least:,} to {most:,}")
     if settings.log_level not in _LOG_LEVELS:

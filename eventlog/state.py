@@ -7,21 +7,30 @@ they consist of, the list of visible messages, and the context that a model sees
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
+from heapq import merge
 from typing import Any, Final, Literal
 from uuid import UUID
 
 import msgspec
 
-from eventlog.entries import Chunk, Entries, Message
+from eventlog.entries import Chunk, Entries, Message, NotLoaded
 from eventlog.events import ToolCall
 
-FOLD_VERSION: Final = 1
+FOLD_VERSION: Final = 2
 """Raise this when `evolve` gives another result for old events: older snapshots are dropped."""
 SUMMARY_PREFIX: Final = (
     "The earlier part of this conversation was summarised to save space. The summary:\n\n"
 )
 """What a model reads before a summary in its context."""
+
+
+class SummaryMissing(NotLoaded):
+    """A summary stands again that a snapshot left in the log. Internal."""
+
+    def __init__(self, seq: int) -> None:
+        super().__init__(f"the summary of seq {seq} is not loaded")
+        self.seq = seq
 
 
 class Compaction(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -47,6 +56,27 @@ class Handoff(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     context: Any = None
 
 
+class Expiry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """When a session expires by an event of its own; with neither field it never does."""
+
+    ttl_seconds: int | None = None
+    expires_at: datetime | None = None
+
+
+UsageKey = tuple[int, str | None, str | None]
+"""Day (since 1970, UTC), agent and model that tokens were spent on."""
+
+
+class Spent(msgspec.Struct, frozen=True, array_like=True):
+    """Tokens that providers reported for some generations, added up."""
+
+    generations: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
 class OpenMessage(msgspec.Struct, kw_only=True):
     """What was received so far of a message that still streams."""
 
@@ -67,7 +97,9 @@ class SessionHeader(msgspec.Struct, kw_only=True, omit_defaults=True):
     user_id: str | None = None
     title: str | None = None
     metadata: dict[str, Any] = {}
-    status: Literal["open", "closed", "deleted"] = "open"
+    status: Literal["open", "closed", "deleted", "erased"] = "open"
+    expiry: Expiry | None = None
+    """What the session's own events say of its end; None: the log's policy counts."""
     created_at: datetime | None = None
     updated_at: datetime | None = None
     parent_session_id: UUID | None = None
@@ -77,19 +109,21 @@ class SessionHeader(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Tokens of all visible messages that state a count."""
     context_token_count: int = 0
     """The same for those in the context; a summary counts as its `tokens_after`."""
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cached_tokens: int = 0
-    reasoning_tokens: int = 0
+    usage: dict[UsageKey, Spent] = {}
+    """What this session spent. A fork begins with nothing: its parent's share is the parent's."""
     agents: list[str] = []
     """Agents that spoke or were active, in order of their first appearance."""
-    agent_history: list[tuple[int, str]] = []
+    current_agent: str | None = None
+    """The agent who answers now: the one activated, handed to, or heard last."""
+    activations: list[tuple[int, str]] = []
+    """Seqs at which an agent was activated or handed to. Who only spoke is in the messages."""
     handoff: Handoff | None = None
     earlier_handoffs: list[Handoff] = []
     """Hand-offs before the newest, oldest first: one of them is the newest after a rewind."""
     runs: dict[str, str] = {}
     """Runs that are under way, with their status `running` or `stopping`."""
     run_count: int = 0
+    """Runs that began in this session itself, not in a parent."""
     scratchpad: dict[str, Any] = {}
     clears: list[int] = []
     compactions: list[Compaction] = []
@@ -97,6 +131,9 @@ class SessionHeader(msgspec.Struct, kw_only=True, omit_defaults=True):
     rewinds: list[tuple[int, int]] = []
     """Seq and target of the rewinds, without those that a later one took back with the rest."""
     opened: dict[str, OpenMessage] = {}
+    left_out: frozenset[int] = frozenset()
+    """Seqs of compactions and hand-offs whose contents a snapshot left in the log; see `snapshots`.
+    What `replay` returns has all of them."""
 
 
 class SessionState(SessionHeader, kw_only=True):
@@ -104,6 +141,42 @@ class SessionState(SessionHeader, kw_only=True):
 
     entries: Entries = msgspec.field(default_factory=Entries)
     """All messages, also those that were retracted or cleared away since."""
+
+    @property
+    def spent(self) -> Spent:
+        """All tokens that this session spent."""
+        each = self.usage.values()
+        return Spent(*(sum(getattr(one, name) for one in each) for name in Spent.__struct_fields__))
+
+    @property
+    def input_tokens(self) -> int:
+        """Tokens that models read for this session."""
+        return self.spent.input_tokens
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens that models generated for this session."""
+        return self.spent.output_tokens
+
+    @property
+    def cached_tokens(self) -> int:
+        """Those of `input_tokens` that were read from a provider's cache."""
+        return self.spent.cached_tokens
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """Those of `output_tokens` that were spent on reasoning."""
+        return self.spent.reasoning_tokens
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When the session expires by its own events; None: never, or when the policy says."""
+        expiry = self.expiry
+        if expiry is None:
+            return None
+        if expiry.ttl_seconds is None or self.updated_at is None:
+            return expiry.expires_at
+        return self.updated_at + timedelta(seconds=expiry.ttl_seconds)
 
     @property
     def messages(self) -> Sequence[Message]:
@@ -115,9 +188,15 @@ class SessionState(SessionHeader, kw_only=True):
         return [each for each in self.entries.iterate_from(start) if not each.retracted_seq]
 
     @property
-    def current_agent(self) -> str | None:
-        """The agent who answers now: the one activated, handed to, or heard last."""
-        return self.agent_history[-1][1] if self.agent_history else None
+    def agent_history(self) -> list[tuple[int, str]]:
+        """Every change of the current agent: its seq and who it was from there on."""
+        spoke = ((each.seq, each.agent, True) for each in self.entries if each.agent)
+        explicit = ((seq, agent, False) for seq, agent in self.activations)
+        history: list[tuple[int, str]] = []
+        for seq, agent, speaks in merge(explicit, spoke):
+            if not (speaks and history and history[-1][1] == agent):
+                history.append((seq, agent))
+        return history
 
     @property
     def compaction(self) -> Compaction | None:
@@ -128,6 +207,8 @@ class SessionState(SessionHeader, kw_only=True):
                 return None
             # One that was made while someone cleared stands for nothing that is still there.
             if not each.reverted_seq and not (cleared and each.to_seq <= cleared):
+                if each.seq in self.left_out:
+                    raise SummaryMissing(each.seq)
                 return each
         return None
 

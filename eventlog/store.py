@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Awaitable, Callable
+import struct
+import zlib
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol
 from uuid import UUID
 
 import msgspec
 
-from eventlog.envelope import BY_ID, SEALS, TOMBSTONE, Draft, Row
-from eventlog.views import SessionFilter, SessionView
+from eventlog.envelope import BY_ID, ERASED, SEALS, TOMBSTONE, Draft, Row
+from eventlog.erasing.record import Erasure, ErasureStatus
+from eventlog.reading.view_store import ViewStore
+from eventlog.views import SessionView
 
 
 class Status(enum.IntEnum):
@@ -57,6 +61,19 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     @property
     def closed(self) -> bool:
         return bool(self.flags & SEALS)
+
+    @property
+    def erased(self) -> bool:
+        """All rows of the session are: the tombstone is the last to say so."""
+        return bool(self.flags & ERASED)
+
+
+class Part(msgspec.Struct, frozen=True):
+    """Events `after < seq <= until` of a session's history are rows of `session_id`."""
+
+    session_id: UUID
+    after: int
+    until: int | None
 
 
 class Seen:
@@ -173,6 +190,24 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     first_seqs: list[int]
     """Seq of the first message in each of them."""
 
+    def checksum(self, session_id: UUID) -> int:
+        """Of everything in it, and whose it is: that of another session doesn't fit."""
+        numbers = [self.seq, self.fold_version, *self.chunks, *self.first_seqs]
+        packed = struct.pack(f">{len(numbers)}q", *numbers)
+        return _checksum(session_id.bytes, packed, self.header, self.tail)
+
+
+def chunk_checksum(key: int, messages: bytes) -> int:
+    """Of a chunk's messages, and its key: what is stored under another key doesn't fit."""
+    return _checksum(struct.pack(">q", key), messages)
+
+
+def _checksum(*parts: bytes) -> int:
+    value = 0
+    for part in parts:
+        value = zlib.crc32(part, value)
+    return value - 2**31  # into the range of Postgres' int
+
 
 class ConnectionLost(Exception):
     """The connection broke while a call was under way: its outcome is unknown. Internal."""
@@ -200,6 +235,8 @@ class Store(Protocol):
 
     shards: int
     tenant_id: int
+    tables: ViewStore
+    """The views, for those who ask more of them than one session's card."""
 
     async def commit(self, lane: int, commands: list[Command]) -> list[Answer]:
         """Append in one transaction; an answer for each command, in order.
@@ -224,6 +261,10 @@ class Store(Protocol):
 
         `frames=False` leaves frames out.
         """
+        ...
+
+    async def read_seqs(self, session_id: UUID, seqs: list[int]) -> list[Row]:
+        """Rows that end with one of these seqs, in any order."""
         ...
 
     async def read_ids(
@@ -264,10 +305,6 @@ class Store(Protocol):
         """What the projector last wrote of a session; None: nothing yet."""
         ...
 
-    async def session_views(self, wanted: SessionFilter) -> list[SessionView]:
-        """Sessions of this tenant behind a place in their list, newest activity first."""
-        ...
-
     async def identity(self) -> Identity:
         """Which log this is, now."""
         ...
@@ -285,9 +322,40 @@ class Store(Protocol):
         ...
 
     async def save_snapshot(
-        self, session_id: UUID, snapshot: Snapshot, chunks: dict[int, bytes]
-    ) -> None:
-        """Keep a snapshot and the chunks that aren't stored yet. May keep nothing."""
+        self,
+        session_id: UUID,
+        snapshot: Snapshot,
+        chunks: dict[int, bytes],
+        *,
+        lineage: Sequence[UUID] = (),
+    ) -> bool:
+        """Keep a snapshot and the chunks that aren't stored yet.
+
+        `lineage`: the sessions that this one continues. False: it was not kept, because one of them
+        or the session itself was erased, or is being erased.
+        """
+        ...
+
+    async def erase(
+        self, session_id: UUID, *, reason: str | None, requested_by: str | None
+    ) -> ErasureStatus:
+        """Erase some more of a session that ends with a tombstone; call it until it is `DONE`."""
+        ...
+
+    async def erasures_of(self, session_ids: Sequence[UUID]) -> dict[UUID, Erasure]:
+        """Records of those of the sessions whose erasure has begun."""
+        ...
+
+    async def erasures(self, *, after: tuple[int, UUID], limit: int) -> list[Erasure]:
+        """Records of this tenant, oldest first, after a `begun_us` and session."""
+        ...
+
+    async def erased_since(self, at_us: int) -> list[tuple[UUID, int]]:
+        """Sessions whose erasure ended after a time, and when, oldest first; of any tenant."""
+        ...
+
+    async def forks_of(self, session_ids: Sequence[UUID]) -> set[UUID]:
+        """Sessions that directly continue one of these."""
         ...
 
     async def aclose(self) -> None:

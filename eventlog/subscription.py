@@ -13,8 +13,6 @@ slows nobody; it finds what it missed in Postgres.
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import Final, Self
@@ -24,13 +22,18 @@ import msgspec
 
 from eventlog.envelope import RecordedEvent, Row, expand, shard_of
 from eventlog.errors import InvalidRequest, SessionNotFound, Unavailable
-from eventlog.events import SessionClosed, SessionDeleted
-from eventlog.hub import Hub, Tail
+from eventlog.events import tag_of
+from eventlog.hub import Hub
+from eventlog.reading.cursors import decode_cursor, encode_cursor
 from eventlog.replay import Replayer
 from eventlog.store import ROWS_PER_PAGE_MAX, Store
+from eventlog.tail import Tail
 
 RETRY_SECONDS: Final = 0.25
 """Pause before history is read again while Postgres is away. Subscriptions don't end by that."""
+ENDS: Final = ("session.closed", "session.deleted")
+FEED_CURSOR_LENGTH_MAX: Final = 100_000
+"""Characters of a cursor over all shards: 4,096 positions of 9 bytes each, and more than that."""
 OWNERS_CACHED_MAX: Final = 50_000
 """Sessions of which a user's subscription remembers whether they are the user's."""
 
@@ -50,18 +53,19 @@ class SessionSubscription(AsyncIterator[RecordedEvent]):
         self._hub = hub
         self._session_id = session_id
         self._tail: Tail[RecordedEvent] | None = None
-        self._checked = False
+        self._lives = 0
+        """Of the tail, when the cursor was last checked against the log; 0: never."""
         self._page: list[RecordedEvent] = []
         self._index = 0
 
     async def __anext__(self) -> RecordedEvent:
         while True:
-            if self._index < len(self._page):
+            tail = self._tail
+            if self._index < len(self._page) and (tail is None or tail.lives == self._lives):
                 event = self._page[self._index]
                 self._index += 1
                 break
-            tail = self._tail
-            if tail is not None and self.state == "live":
+            if tail is not None and self.state == "live" and tail.lives == self._lives:
                 place = self.cursor + 1 - tail.first
                 if 0 <= place < len(tail.items):
                     event = tail.items[place]
@@ -74,9 +78,8 @@ class SessionSubscription(AsyncIterator[RecordedEvent]):
                 raise StopAsyncIteration
             await self._catch_up()
         self.cursor = event.seq
-        ends = isinstance(event.event, SessionClosed | SessionDeleted)
-        if ends and event.session_id == self._session_id:  # not in the past of a fork
-            self._end()
+        if event.session_id == self._session_id and tag_of(event.event) in ENDS:
+            self._end()  # not by an end in the past of a fork
         return event
 
     async def _wait(self, tail: Tail[RecordedEvent]) -> None:
@@ -95,9 +98,10 @@ class SessionSubscription(AsyncIterator[RecordedEvent]):
         if self._tail is None:
             self.state = "catching_up"
             self._tail = self._hub.attach(self._session_id)
-        if not self._checked:
+        if self._tail.lives != self._lives:
+            lives = self._tail.lives
             await self._check_cursor()
-            self._checked = True
+            self._lives, self._page = lives, []  # what was read in another life may never have been
             if 0 < self._tail.first <= self.cursor + 1:
                 self.state = "live"  # others follow this session already: what we lack is at hand
                 return
@@ -112,7 +116,7 @@ class SessionSubscription(AsyncIterator[RecordedEvent]):
             return
         reached = max(page.last_seq, self.cursor)
         self._tail.begin(reached)
-        if self._tail.first <= reached + 1:
+        if self._tail.first <= reached + 1 and self._tail.lives == self._lives:
             self.state = "live"
 
     async def _check_cursor(self) -> None:
@@ -128,10 +132,9 @@ class SessionSubscription(AsyncIterator[RecordedEvent]):
             self._end()
             raise SessionNotFound(self._session_id)
         if self.cursor > head.seq:
-            cursor = self.cursor
             self._end()
             raise InvalidRequest(
-                f"cursor {cursor} is beyond the session's last seq {head.seq}: "
+                f"cursor {self.cursor} is beyond the session's last seq {head.seq}: "
                 "it belongs to another session or log; subscribe with after=0"
             )
         if head.closed and self.cursor == head.seq:
@@ -170,18 +173,15 @@ class FeedCursor(msgspec.Struct, frozen=True):
 
     def encode(self) -> str:
         """The cursor as an opaque string, to be kept by a client."""
-        return base64.urlsafe_b64encode(msgspec.msgpack.encode(self)).decode().rstrip("=")
+        return encode_cursor(self)
 
     @staticmethod
     def decode(text: str) -> FeedCursor:
         """The inverse of `encode`; raises `InvalidRequest`."""
-        try:
-            data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-            return msgspec.msgpack.decode(data, type=FeedCursor)
-        except (binascii.Error, TypeError, ValueError, msgspec.MsgspecError):
-            raise InvalidRequest(
-                "this is not a cursor; pass one that a subscription gave, or none"
-            ) from None
+        return decode_cursor(text, _cursor_decoder, length_max=FEED_CURSOR_LENGTH_MAX)
+
+
+_cursor_decoder: Final = msgspec.msgpack.Decoder(FeedCursor)
 
 
 class FeedSubscription:
@@ -193,6 +193,7 @@ class FeedSubscription:
         self._store = store
         self._hub = hub
         self._tails = {shard: hub.attach_feed(shard) for shard in positions}
+        self._lives = {shard: tail.lives for shard, tail in self._tails.items()}
         self._caught_up: set[int] = set()
         self._turn = deque(positions)
 
@@ -215,6 +216,10 @@ class FeedSubscription:
 
     async def _ready(self, shard: int) -> list[Row]:
         tail, position = self._tails[shard], self.positions[shard]
+        if self._lives[shard] != tail.lives:
+            self._lives[shard] = tail.lives
+            self._caught_up.discard(shard)
+            await self._check_position(shard)
         if shard in self._caught_up:
             place = position + 1 - tail.first
             if place >= 0:
@@ -227,6 +232,15 @@ class FeedSubscription:
             if tail.first <= reached + 1:
                 self._caught_up.add(shard)
         return rows
+
+    async def _check_position(self, shard: int) -> None:
+        """After the log lost its end: refuse to wait for a place that others fill anew."""
+        position, heads = self.positions[shard], await self._store.feed_heads()
+        if position > heads[shard]:
+            raise InvalidRequest(
+                f"position {position} is beyond the end of shard {shard}, {heads[shard]}: "
+                "the log lost its end; begin again from what you have stored"
+            )
 
     async def _wait(self, seconds: float | None) -> bool:
         """Wait until one of the tails has something new; False when it took too long."""

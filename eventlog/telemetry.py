@@ -1,5 +1,8 @@
 """Logging and counters: one structlog logger, the table of its event names, and plain counters.
 
+A counter is a field of `Metrics` and a line in `METRIC_HELP`; that is all it takes to be served to
+Prometheus, too. Durations are kept in `Histogram`s with a fixed number of buckets.
+
 A log line never carries an event's content, only identities and numbers, and control characters in
 values are escaped by the renderers. Tracebacks are rendered without local variables: those hold
 prompts and keys.
@@ -9,7 +12,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any, Final, cast
+from bisect import bisect_left
+from typing import Any, Final, Literal, cast
 
 import msgspec
 import structlog
@@ -26,6 +30,9 @@ LOG_EVENTS: Final[dict[str, str]] = {
     "reply.fenced": "a reply was taken over by another writer",
     "reply.interrupted": "a reply ended early; what was seen is stored",
     "reply.reaped": "a reply whose writer was silent for too long was closed",
+    "session.expired": "a session whose time was over was deleted",
+    "session.erased": "the content of a session was removed",
+    "erasure.feed_not_replaced": "Redis could not drop its copies of what was erased; tried again",
     "snapshot.ignored": "a snapshot was damaged or of another fold version; the log was read",
     "snapshot.not_saved": "a snapshot could not be saved; only speed is lost",
     "cache.failed": "a cache in Redis could not be read or written; Postgres was used",
@@ -35,6 +42,12 @@ LOG_EVENTS: Final[dict[str, str]] = {
     "projector.batch_failed": "a batch could not be projected; it is tried again",
     "projector.session_parked": "a session's events could not be projected; it was set aside",
     "projector.leases_released": "this process left shards to others, who have fewer",
+    "projector.views_are_old": "views were made by older code, or lack events: rebuild them",
+    "rebuild.lease_lost": "another process works on this shard of the rebuild now",
+    "rebuild.switch_waits": "rebuilt tables could not be switched just now; it is tried again",
+    "rebuild.switched": "rebuilt views are in service",
+    "metrics.listening": "this process serves its metrics at this address",
+    "metrics.failed": "a server could not be asked for what the metrics say of it",
     "worker.started": "a worker began",
     "worker.stopped": "a worker ended",
     "worker.failed": "a worker's step failed; it is tried again after a pause",
@@ -60,9 +73,83 @@ class Metrics(msgspec.Struct):
     snapshots_used: int = 0
     cache_hits: int = 0
     cache_misses: int = 0
+    view_cache_hits: int = 0
+    view_cache_misses: int = 0
+    scratchpad_cache_hits: int = 0
+    scratchpad_cache_misses: int = 0
+    context_cache_hits: int = 0
+    context_cache_misses: int = 0
 
+
+METRIC_HELP: Final[dict[str, str]] = {
+    "commits": "Calls that were committed, each a batch of appends",
+    "commands": "Appends that were answered",
+    "append_retries": "Commits that were tried again because their outcome was not known",
+    "duplicates": "Appends whose event was stored before, by an earlier try",
+    "published_rows": "Rows that this process copied into the feeds in Redis",
+    "publish_failures": "Calls to publish rows that Redis did not take",
+    "dropped_rows": "Rows not published by their appender, and left to a repair",
+    "repaired_rows": "Rows copied into the feeds later, from Postgres",
+    "projected_rows": "Rows whose changes were written to the views",
+    "hub_rows": "Rows read from the feeds for live subscriptions",
+    "fell_behind": "Tails that lost rows to their bound, and filled the hole from Postgres",
+    "snapshots_saved": "Folded states that were saved",
+    "snapshots_used": "Folds that began at a snapshot instead of the first event",
+    "cache_hits": "Reads answered by a cache in Redis",
+    "cache_misses": "Reads that a cache in Redis could not answer",
+    "view_cache_hits": "Views and metadata read from Redis",
+    "view_cache_misses": "Views and metadata that Redis did not have, or not as new as demanded",
+    "scratchpad_cache_hits": "Scratchpads read from Redis",
+    "scratchpad_cache_misses": "Scratchpads that Redis did not have, or not as new as demanded",
+    "context_cache_hits": "Contexts read from Redis",
+    "context_cache_misses": "Contexts that Redis did not have at the seq that was needed",
+}
+"""What each counter counts, as Prometheus shows it."""
 
 metrics: Final = Metrics()
+
+
+def count_cache_read(what: Literal["view", "scratchpad", "context"], hit: bool) -> bool:
+    """Count a read of a cache, by what was read and in total; returns `hit`."""
+    outcome = "hits" if hit else "misses"
+    for name in (f"cache_{outcome}", f"{what}_cache_{outcome}"):
+        setattr(metrics, name, getattr(metrics, name) + 1)
+    return hit
+
+
+class Histogram:
+    """How often something took how long: a count for each bucket, and the sum."""
+
+    __slots__ = ("bounds", "counts", "total_seconds")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        """Upper ends of the buckets, in seconds, ascending; one more bucket has no end."""
+        self.counts = [0] * (len(bounds) + 1)
+        self.total_seconds = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one duration."""
+        self.counts[bisect_left(self.bounds, seconds)] += 1
+        self.total_seconds += seconds
+
+
+_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Durations(msgspec.Struct):
+    """How long things took in this process since it started."""
+
+    commit: Histogram = msgspec.field(default_factory=lambda: Histogram((0.0005, *_SECONDS)))
+    projection_batch: Histogram = msgspec.field(default_factory=lambda: Histogram(_SECONDS))
+
+
+DURATION_HELP: Final[dict[str, str]] = {
+    "commit": "Round trip of a commit to Postgres that was answered",
+    "projection_batch": "Folding and writing one batch of a shard's rows, in one transaction",
+}
+
+durations: Final = Durations()
 
 
 class _LibraryLogger:

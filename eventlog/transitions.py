@@ -7,15 +7,17 @@ metadata, usage, runs, scratchpad) stay as they are.
 
 from __future__ import annotations
 
-from typing import assert_never
+from typing import Any, Final, assert_never
 
 import msgspec
 
 from eventlog import events as ev
-from eventlog.entries import Message
+from eventlog.entries import ChunkMissing, Message
 from eventlog.envelope import RecordedEvent
 from eventlog.events import Usage
-from eventlog.state import Compaction, OpenMessage, SessionState, settle
+from eventlog.state import Compaction, OpenMessage, SessionState, Spent, settle
+
+SECONDS_PER_DAY: Final = 24 * 3600
 
 # --- messages ------------------------------------------------------------------------------------
 
@@ -43,9 +45,9 @@ def add(state: SessionState, recorded: RecordedEvent, event: ev.MessageAdded) ->
     state.entries.append(message)
     state.message_count += 1
     _count_tokens(state, message, 1)
-    _spend(state, event.usage)
+    _spend(state, recorded, event.usage, event.agent, event.model)
     if event.agent and event.agent != state.current_agent:
-        activate(state, recorded.seq, event.agent)
+        _follow(state, event.agent)
 
 
 def start(state: SessionState, recorded: RecordedEvent, event: ev.MessageStarted) -> None:
@@ -65,7 +67,7 @@ def start(state: SessionState, recorded: RecordedEvent, event: ev.MessageStarted
     state.opened[event.message_id] = OpenMessage(index=state.entries.append(message))
     state.message_count += 1
     if event.agent and event.agent != state.current_agent:
-        activate(state, recorded.seq, event.agent)
+        _follow(state, event.agent)
 
 
 def collect_text(opened: OpenMessage, channel: ev.Channel, text: str, tool: str | None) -> None:
@@ -85,12 +87,13 @@ def close(
     recorded: RecordedEvent,
     event: ev.MessageCompleted | ev.MessageInterrupted,
 ) -> None:
-    if isinstance(event, ev.MessageCompleted):
-        _spend(state, event.usage)
     opened = state.opened.pop(event.message_id, None)
-    if opened is None:
+    message = state.entries[opened.index] if opened is not None else None
+    if isinstance(event, ev.MessageCompleted):
+        agent, model = (message.agent, message.model) if message is not None else (None, None)
+        _spend(state, recorded, event.usage, agent, model)
+    if opened is None or message is None:
         return  # cleared or rewound away while it streamed
-    message = state.entries[opened.index]
     match event:
         case ev.MessageCompleted():
             closed = msgspec.structs.replace(
@@ -154,11 +157,45 @@ def create(state: SessionState, recorded: RecordedEvent, event: ev.SessionCreate
     state.created_at = recorded.recorded_at
     state.parent_session_id = event.parent_session_id
     state.parent_seq = event.parent_seq
+    state.expiry = None
     state.runs = {}
+    state.run_count = 0
+    state.usage = {}
+
+
+def erase(state: SessionState, recorded: RecordedEvent, event: ev.Erased) -> None:
+    """An event whose content is gone. A session is erased as a whole, so only its frame is left.
+
+    It is bare from its beginning on, though it continues another session that isn't erased; and
+    at its end it says so.
+    """
+    if event.tag == "session.created":
+        _reset(
+            state,
+            session_id=recorded.session_id,
+            seq=recorded.seq,
+            created_at=recorded.recorded_at,
+            updated_at=recorded.recorded_at,
+            parent_session_id=event.parent_session_id,
+            parent_seq=event.parent_seq,
+        )
+    elif event.tag == "session.deleted":
+        state.status = "erased"
+
+
+def _reset(state: SessionState, **fields: Any) -> None:
+    bare = SessionState(**fields)
+    for name in SessionState.__struct_fields__:
+        setattr(state, name, getattr(bare, name))
 
 
 def activate(state: SessionState, seq: int, agent: str) -> None:
-    state.agent_history.append((seq, agent))
+    state.activations.append((seq, agent))
+    _follow(state, agent)
+
+
+def _follow(state: SessionState, agent: str) -> None:
+    state.current_agent = agent
     if agent not in state.agents:
         state.agents.append(agent)
 
@@ -185,13 +222,25 @@ def rewind(state: SessionState, seq: int, to_seq: int) -> None:
         for each in state.compactions
         if each.seq <= to_seq
     ]
-    state.agent_history = [(at, agent) for at, agent in state.agent_history if at <= to_seq]
+    state.activations = [(at, agent) for at, agent in state.activations if at <= to_seq]
+    state.current_agent = _last_agent(state)
     while state.handoff is not None and state.handoff.seq > to_seq:
         state.handoff = state.earlier_handoffs.pop() if state.earlier_handoffs else None
     visible = state.messages
     state.message_count = len(visible)
     state.token_count = sum(each.token_count or 0 for each in visible)
     _count_context(state)
+
+
+def _last_agent(state: SessionState) -> str | None:
+    """Who was activated or spoke last."""
+    activated_seq, agent = state.activations[-1] if state.activations else (0, None)
+    for message in reversed(state.entries):
+        if message.seq < activated_seq:
+            break
+        if message.agent:
+            return message.agent
+    return agent
 
 
 def _reopen(state: SessionState, to_seq: int) -> None:
@@ -222,7 +271,8 @@ def _reopened(message: Message) -> Message:
     )
 
 
-def compact(state: SessionState, seq: int, event: ev.CompactionCompleted) -> None:
+def compact(state: SessionState, recorded: RecordedEvent, event: ev.CompactionCompleted) -> None:
+    seq = recorded.seq
     # Made while someone rewound to before its end: it tells of what is no longer said.
     stale = state.is_rewound(event.to_seq)
     state.compactions.append(
@@ -238,7 +288,7 @@ def compact(state: SessionState, seq: int, event: ev.CompactionCompleted) -> Non
             reverted_seq=seq if stale else 0,
         )
     )
-    _spend(state, event.usage)
+    _spend(state, recorded, event.usage, None, event.model)
     _count_context(state)
 
 
@@ -266,14 +316,28 @@ def _count_tokens(state: SessionState, message: Message, sign: int) -> None:
 
 def _count_context(state: SessionState) -> None:
     """Count again after a compaction: of older messages only those in the context are read."""
+    if missing := state.missing_for_context():
+        raise ChunkMissing(*(chunk.stored_as for chunk in missing))
     standing = state.compaction
     inside = sum(each.token_count or 0 for each in state.context_messages())
     state.context_token_count = inside + ((standing.tokens_after or 0) if standing else 0)
 
 
-def _spend(state: SessionState, usage: Usage | None) -> None:
-    if usage is not None:
-        state.input_tokens += usage.input_tokens
-        state.output_tokens += usage.output_tokens
-        state.cached_tokens += usage.cached_tokens
-        state.reasoning_tokens += usage.reasoning_tokens
+def _spend(
+    state: SessionState,
+    recorded: RecordedEvent,
+    usage: Usage | None,
+    agent: str | None,
+    model: str | None,
+) -> None:
+    if usage is None:
+        return
+    key = (int(recorded.recorded_at.timestamp() // SECONDS_PER_DAY), agent, model)
+    before = state.usage.get(key, Spent())
+    state.usage[key] = Spent(
+        before.generations + 1,
+        before.input_tokens + usage.input_tokens,
+        before.output_tokens + usage.output_tokens,
+        before.cached_tokens + usage.cached_tokens,
+        before.reasoning_tokens + usage.reasoning_tokens,
+    )

@@ -24,8 +24,9 @@ from eventlog.queries import query
 from eventlog.replay import Replayer
 from eventlog.views import unescape_text
 from projections.checkpoint import PROJECTION, postgres_of, take_away
-from projections.folding import Change
-from projections.projection import VIEWS, View
+from projections.folding import Change, whole_change
+from projections.projection import VIEWS, View, write_views
+from projections.tables import Tables
 
 
 class StillParked(EventLogError):
@@ -79,9 +80,10 @@ async def retry_parked(
             raise InvalidRequest(f"session {session_id} is not parked for {name!r}")
         try:
             change = await _refold(store, connection, session_id, position)
+            tables = Tables(connection)
             for view in views:
-                await view.remove(connection, shard, session_id)
-                await view.write(connection, [change])
+                await view.remove(tables, shard, session_id)
+            await write_views(tables, views, [change])
         except Unavailable:
             raise
         except Exception as error:
@@ -103,12 +105,6 @@ async def _refold(
     tenants = await connection.fetch(query("tenants_of"), [shard], [session_id])
     # Not the log's own replayer: what it remembers may be from before the cause was gone.
     replayer = Replayer(store, save_snapshots=False)
-    return Change(
-        session_id=session_id,
-        shard=shard,
-        tenant_id=tenants[0][1],
-        before=None,
-        after=await replayer.structure(session_id, last[0]),
-        position=last[1],
-        events=[],
+    return await whole_change(
+        replayer, shard, session_id, tenant_id=tenants[0][1], seq=last[0], position=last[1]
     )

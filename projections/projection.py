@@ -4,6 +4,7 @@ For each batch, in this order:
 
     fold      the rows of each session onto its state (outside any transaction)
     move      the checkpoint, if it is still where we left it and under our lease; else `Fenced`
+    check     whether something of it was erased meanwhile (`erased`)
     write     what changed, view by view
     commit    and only then remember the new states
 
@@ -14,6 +15,7 @@ refuses, is parked in the same transaction: it is passed over from then on, and 
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol
@@ -25,12 +27,18 @@ import msgspec
 from eventlog.envelope import Row
 from eventlog.log import EventLog
 from eventlog.queries import query
-from eventlog.telemetry import get_logger, metrics
+from eventlog.telemetry import durations, get_logger, metrics
 from eventlog.views import escape_text
+from projections.agents import AgentViews
 from projections.checkpoint import PROJECTION, Lease, begin, move, postgres_of
+from projections.erased import without_erased
 from projections.folding import Change, Folder, Poison, group
 from projections.messages import MessageViews
+from projections.runs import RunViews
+from projections.scratchpad import ScratchpadViews
 from projections.sessions import SessionViews
+from projections.tables import Tables
+from projections.usage import UsageViews
 
 REFUSING_CLASSES: Final = ("21", "22", "23", "54")
 """SQLSTATE classes of values that Postgres can't store: bad data, broken rules, too large."""
@@ -41,18 +49,32 @@ log = get_logger()
 class View(Protocol):
     """A table, or several, kept by a projection."""
 
-    async def write(self, connection: asyncpg.Connection[Any], changes: list[Change]) -> None:
+    name: str
+    """What people call it: `eventlog rebuild NAME`."""
+    version: int
+    """Raise it when the code makes other rows of old events: the view is then due for a rebuild."""
+
+    async def write(self, tables: Tables, changes: list[Change]) -> None:
         """Write what the changes mean here, inside the caller's transaction; one per session."""
         ...
 
-    async def remove(
-        self, connection: asyncpg.Connection[Any], shard: int, session_id: UUID
-    ) -> None:
+    async def remove(self, tables: Tables, shard: int, session_id: UUID) -> None:
         """Remove what is there of a session, before it is written anew."""
         ...
 
 
-VIEWS: Final[tuple[View, ...]] = (SessionViews(), MessageViews())
+VIEWS: Final[tuple[View, ...]] = (
+    *(SessionViews(), MessageViews(), AgentViews(), RunViews(), UsageViews(), ScratchpadViews()),
+)
+
+
+async def write_views(tables: Tables, views: Sequence[View], changes: list[Change]) -> None:
+    """Write what changes mean in each of the views, inside the caller's transaction."""
+    anew = [each for each in changes if each.anew]
+    for view in views:
+        for each in anew:
+            await view.remove(tables, each.shard, each.session_id)
+        await view.write(tables, changes)
 
 
 class Progress(msgspec.Struct):
@@ -77,11 +99,13 @@ class Projection:
         name: str = PROJECTION,
         views: Sequence[View] = VIEWS,
         folder: Folder | None = None,
+        suffix: str = "",
     ) -> None:
         self.name = name
         self.store = postgres_of(log)
         self.folder = folder or Folder(self.store, log.replayer)
         self._views = views
+        self._suffix = suffix
 
     async def begin(self, lease: Lease) -> Progress:
         """Take over a shard: fence whoever had it, and find out where to go on. Raises `Fenced`."""
@@ -98,21 +122,26 @@ class Projection:
         """
         if not rows or rows[0].position != progress.position + 1:
             raise ValueError(f"rows must follow position {progress.position}")
+        begin_seconds = time.perf_counter()
         shard = progress.lease.shard
-        folded = await self.folder.fold(shard, group(rows, without=progress.parked))
-        changes, poisons = folded.changes, folded.poisons
+        by_session = group(rows, without=progress.parked)
+        folded = await self.folder.fold(shard, by_session)
         last = rows[-1]
         try:
             async with self._transaction(progress, last) as connection:
+                folded = await without_erased(connection, self.folder, by_session, folded)
+                changes, poisons = folded.changes, folded.poisons
                 await self._write(connection, changes)
                 await self._park(connection, shard, poisons)
         except Refused:
             async with self._transaction(progress, last) as connection:
-                changes, refused = await self._write_singly(connection, changes)
-                poisons = poisons + refused
+                folded = await without_erased(connection, self.folder, by_session, folded)
+                changes, refused = await self._write_singly(connection, folded.changes)
+                poisons = folded.poisons + refused
                 await self._park(connection, shard, poisons)
         self._committed(progress, last.position, changes, poisons)
         metrics.projected_rows += len(rows)
+        durations.projection_batch.observe(time.perf_counter() - begin_seconds)
         return changes
 
     @asynccontextmanager
@@ -130,8 +159,7 @@ class Projection:
 
     async def _write(self, connection: asyncpg.Connection[Any], changes: list[Change]) -> None:
         try:
-            for view in self._views:
-                await view.write(connection, changes)
+            await write_views(Tables(connection, self._suffix), self._views, changes)
         except Exception as error:
             if not _is_refusal(error):
                 raise

@@ -9,34 +9,36 @@ from __future__ import annotations
 from typing import Any, Final
 from uuid import UUID
 
-import asyncpg
 import msgspec
 
 from eventlog.envelope import owner_id_of
-from eventlog.queries import query
-from eventlog.views import SessionView, escape_text, micros, view_of
-from projections.columns import write_rows
+from eventlog.search.scopes import owner_scope, session_scope, tenant_scope
+from eventlog.search.terms import tsvector_text
+from eventlog.views import SessionView, escape_text, micros, title_text, view_of
 from projections.folding import Change
+from projections.tables import Tables
 
 _TEXTS: Final = ("user_id", "key", "title", "current_agent")
+_TIMES: Final = ("created_at", "updated_at", "expires_at")
 _encode: Final = msgspec.json.Encoder().encode
 
 
 class SessionViews:
     """Writes what batches change of sessions."""
 
-    async def write(self, connection: asyncpg.Connection[Any], changes: list[Change]) -> None:
+    name = "sessions"
+    version = 1
+
+    async def write(self, tables: Tables, changes: list[Change]) -> None:
         """Bring the rows of these sessions up to date, inside the caller's transaction."""
         whole = [_columns(each) for each in changes if each.events or each.before is None]
-        await write_rows(connection, "write_session_views", whole)
+        await tables.write("write_session_views", whole)
         touched = [_touch(each) for each in changes if not each.events and each.before is not None]
-        await write_rows(connection, "touch_session_views", touched)
+        await tables.write("touch_session_views", touched)
 
-    async def remove(
-        self, connection: asyncpg.Connection[Any], shard: int, session_id: UUID
-    ) -> None:
+    async def remove(self, tables: Tables, shard: int, session_id: UUID) -> None:
         """Remove what the view has of a session."""
-        await connection.execute(query("remove_session_view"), shard, session_id)
+        await tables.execute("remove_session_view", shard, session_id)
 
 
 def _columns(change: Change) -> list[Any]:
@@ -49,10 +51,27 @@ def _columns(change: Change) -> list[Any]:
     values["metadata"] = _encode(view.metadata)
     values["agents"] = _encode([escape_text(each) for each in view.agents]).decode()
     values["handoff"] = None if view.handoff is None else _encode(view.handoff)
-    values["created_at"] = micros(view.created_at)
-    values["updated_at"] = micros(view.updated_at)
+    for name in _TIMES:
+        values[name] = None if values[name] is None else micros(values[name])
     owner_id = None if view.user_id is None else owner_id_of(view.user_id, change.tenant_id)
-    return [*values.values(), change.position, change.shard, change.tenant_id, owner_id]
+    return [
+        *values.values(),
+        change.position,
+        change.shard,
+        change.tenant_id,
+        owner_id,
+        change.after.expiry is not None,
+        _search(view, change.tenant_id, owner_id),
+    ]
+
+
+def _search(view: SessionView, tenant_id: int, owner_id: UUID | None) -> str | None:
+    if view.status in ("deleted", "erased") or not (view.title or view.key):
+        return None
+    scopes = [session_scope(view.session_id), tenant_scope(tenant_id)]
+    if owner_id is not None:
+        scopes.append(owner_scope(owner_id))
+    return tsvector_text(title_text(view), scopes)
 
 
 def _touch(change: Change) -> tuple[int, UUID, int, int, int]:

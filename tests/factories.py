@@ -110,7 +110,7 @@ def rows(past: Iterable[RecordedEvent]) -> list[Row]:
         elif isinstance(event, ev.Unrecognized):
             span, flags, data = 1, 0, event.data
         else:
-            assert not isinstance(event, ev.TokenAppended)
+            assert not isinstance(event, ev.TokenAppended | ev.Erased)
             span, flags, data = 1, 0, encode_event(event, bytes_max=BYTES_MAX)
         kind = ev.TYPE_CODES.get(ev.tag_of(event), 0)
         us = (each.recorded_at - datetime.fromtimestamp(0, UTC)) // timedelta(microseconds=1)
@@ -163,6 +163,7 @@ def observable(state: SessionState) -> dict[str, Any]:
     fields["context"] = state.context()
     fields["compaction"] = state.compaction
     fields["current_agent"] = state.current_agent
+    fields["agent_history"] = state.agent_history
     return fields
 
 

@@ -100,6 +100,7 @@ _BY_FIELD: Final[dict[str, st.SearchStrategy[Any]]] = {
     "context": json_values(),
     "data": json_values(),
     "error": texts(),
+    "expires_at": st.none(),
     "finish_reason": st.none() | texts(),
     "from_agent": st.none() | texts(),
     "from_seq": _COUNTS,
@@ -126,6 +127,7 @@ _BY_FIELD: Final[dict[str, st.SearchStrategy[Any]]] = {
     "tokens_before": st.none() | _COUNTS,
     "tool_call_id": st.none() | texts(),
     "tool_calls": tool_calls(),
+    "ttl_seconds": st.none() | st.integers(1, 10**9),
     "usage": usages(),
     "user_id": st.none() | texts(),
     "value": json_values(),
@@ -398,15 +400,23 @@ class Script:
     def run(self) -> None:
         if not self._runs or self._draw(st.booleans()):
             self._runs.append(f"r{len(self._runs)}{self.seq}")
-            self.append(ev.RunStarted(run_id=self._runs[-1]))
+            agent, metadata = self._draw(_AGENTS), self._draw(_METADATA)
+            self.append(ev.RunStarted(run_id=self._runs[-1], agent=agent, metadata=metadata))
             return
         run_id = self._pick(self._runs)
-        kind = self._draw(st.sampled_from((ev.RunStopRequested, ev.RunFinished, ev.RunFailed)))
-        self.append(kind(run_id=run_id))
+        kind = self._draw(st.integers(0, 3))
+        if kind == 0:
+            self.append(ev.RunStopRequested(run_id=run_id))
+        elif kind == 1:
+            self.append(ev.RunFinished(run_id=run_id, usage=self._draw(_USAGE)))
+        elif kind == 2:
+            self.append(ev.RunFailed(run_id=run_id, error=self._draw(_WORDS)))
+        else:  # under a name it had before, or that nobody began
+            self.append(ev.RunStarted(run_id=run_id))
 
     def fact(self) -> None:
         """Something that is no part of the conversation."""
-        kind = self._draw(st.integers(0, 5))
+        kind = self._draw(st.integers(0, 6))
         if kind == 0:
             value = self._draw(st.none() | json_values(3))
             self.append(ev.ScratchpadWritten(name=self._draw(_KEYS), value=value))
@@ -419,6 +429,9 @@ class Script:
             self.append(ev.CompactionRequested())
         elif kind == 4:
             self.append(ev.CompactionFailed(reason="refused"))
+        elif kind == 5:
+            ttl_seconds = self._draw(st.none() | st.integers(1, 9))
+            self.append(ev.SessionExpirySet(ttl_seconds=ttl_seconds))
         else:
             data = b'{"type":"future.happened","x":1}'
             self.append(ev.Unrecognized(tag="future.happened", data=data))

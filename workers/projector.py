@@ -26,6 +26,7 @@ from projections.cache import CacheWriter
 from projections.checkpoint import LEASE_SECONDS, Fenced, Lease, Leases, postgres_of
 from projections.checkpoint import lag as lag_of
 from projections.projection import Projection
+from projections.rebuild import due
 from workers.runtime import Backoff, pause, repeat, report_failure, unless_stopped
 
 BATCHES_AT_ONCE_MAX: Final = 3
@@ -77,6 +78,8 @@ class Projector:
         )
         self._cache = CacheWriter(log)
         self._shards: dict[int, _ShardTask] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        """Shards that are given up, each after the batch it is at; renewals don't wait for them."""
         self._turn = asyncio.Semaphore(BATCHES_AT_ONCE_MAX)
         self._joined = False
 
@@ -97,17 +100,30 @@ class Projector:
         if not self._joined:
             await self._leases.join()
             self._joined = True
-        for shard in [shard for shard, each in self._shards.items() if each.task.done()]:
-            self._shards.pop(shard).task.result()
+            await self._warn_of_old_views()
+        for shard, each in list(self._shards.items()):
+            if each.task.done() and not each.stop.is_set():  # it lost its lease
+                self._shards.pop(shard).task.result()
         held = [each.lease for each in self._shards.values()]
         renewed = await self._leases.renew(held)
         kept = {lease.shard for lease in renewed.kept}
-        await self._stop([lease for lease in held if lease.shard not in kept])
-        surplus = len(kept) - renewed.fair_share
+        for lease in held:
+            if lease.shard not in kept:
+                self._give_up(self._shards.pop(lease.shard), release=False)
+        going_on = [each for each in self._shards.values() if not each.stop.is_set()]
+        surplus = len(going_on) - renewed.fair_share
         if surplus > 0:
-            await self._release(random.sample(renewed.kept, surplus))
+            for each in random.sample(going_on, surplus):
+                self._give_up(each, release=True)
         elif surplus < 0:
             self._start(await self._leases.take(-surplus))
+
+    async def _warn_of_old_views(self) -> None:
+        """Rows that are already there don't change by being projected further."""
+        views = await due(self._log)
+        if views:
+            advice = f"run: eventlog rebuild {' '.join(views)}"
+            _log.warning("projector.views_are_old", views=views, advice=advice)
 
     def _start(self, leases: list[Lease]) -> None:
         for lease in leases:
@@ -116,22 +132,30 @@ class Projector:
             shards = sorted(lease.shard for lease in leases)
             _log.info("projector.leases_taken", shards=shards, held=len(self._shards))
 
-    async def _release(self, leases: list[Lease]) -> None:
-        await self._stop(leases)
-        await self._leases.release(leases)
-        shards = sorted(lease.shard for lease in leases)
-        _log.info("projector.leases_released", shards=shards, held=len(self._shards))
+    def _give_up(self, given: _ShardTask, *, release: bool) -> None:
+        """Let a shard's task end after the batch it is at. Until it is released it is renewed."""
+        given.stop.set()
+        ending = asyncio.create_task(self._end(given, release=release))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
 
-    async def _stop(self, leases: list[Lease]) -> None:
-        """End the tasks of these shards, each after the batch it is at."""
-        stopping = [self._shards.pop(lease.shard) for lease in leases]
-        for each in stopping:
-            each.stop.set()
-        await asyncio.gather(*(each.task for each in stopping))
+    async def _end(self, given: _ShardTask, *, release: bool) -> None:
+        await given.task
+        if not release or self._shards.get(given.lease.shard) is not given:
+            return
+        del self._shards[given.lease.shard]
+        try:
+            await self._leases.release([given.lease])
+        except EventLogError as error:
+            report_failure("projector", error, step="release")  # the lease expires by itself
+            return
+        _log.info("projector.leases_released", shards=[given.lease.shard], held=len(self._shards))
 
     async def _leave(self) -> None:
         held = [each.lease for each in self._shards.values()]
-        await self._stop(held)
+        for each in self._shards.values():
+            each.stop.set()
+        await asyncio.gather(*(each.task for each in self._shards.values()), *self._ending)
         try:
             async with asyncio.timeout(LEAVE_SECONDS_MAX):
                 await self._leases.release(held)
@@ -172,6 +196,8 @@ class Projector:
                     await self._cache.catch_up()
                     continue
                 async with self._turn:
+                    if stop.is_set():
+                        return
                     changes = await self.projection.apply(progress, rows)
                 await self._cache.write(changes)
                 backoff.reset()

@@ -20,7 +20,10 @@ from rich.text import Text
 from eventlog import EventLog, Settings
 from eventlog.embedded import Servers, open_servers
 from eventlog.schema import migrate
+from workers.commands.arguments import MetricsHost, MetricsPort, metrics_place
 from workers.commands.opening import prepare, waiting
+from workers.expirer import run_expirer
+from workers.metrics import serving_metrics
 from workers.projector import run_projector
 from workers.reaper import run_reaper
 from workers.relay import run_relay
@@ -34,21 +37,24 @@ WORKERS: Final[dict[str, tuple[Worker, str]]] = {
     "relay": (run_relay, "copies to Redis what it lacks"),
     "projector": (run_projector, "keeps the views of sessions and messages"),
     "reaper": (run_reaper, "ends replies whose writers died"),
+    "expirer": (run_expirer, "deletes sessions whose time is over, and erases"),
 }
 NEEDS_REDIS: Final = {"relay"}
 
 
-async def up() -> int:
+async def up(*, metrics_port: MetricsPort = None, metrics_host: MetricsHost = None) -> int:
     """Run everything in one process, for development.
 
-    That is: servers, migrations, relay, projector and reaper. Without settings
+    That is: servers, migrations, relay, projector, reaper and expirer. Without settings
     the servers are embedded, in a data folder that is kept. Ctrl-C stops all.
 
         eventlog up
+        eventlog up --metrics-port 9100
         EVENTLOG_DATA=./data eventlog up
         EVENTLOG_POSTGRES_URL=postgresql://... EVENTLOG_REDIS_URL=redis://... eventlog up
     """
     settings = prepare(quiet=None)
+    place = metrics_place(settings, metrics_host, metrics_port)
     console = make_console()
     with stop_on_signals() as stop:
         async with AsyncExitStack() as stack:
@@ -56,7 +62,8 @@ async def up() -> int:
                 servers = await stack.enter_async_context(open_servers(settings))
                 log = await stack.enter_async_context(_open_migrated(settings, servers))
             running = _workers_for(log)
-            _print_panel(console, log, servers, running)
+            metrics_url = await stack.enter_async_context(serving_metrics(log, **place))
+            _print_panel(console, log, servers, {**_told(running), "metrics": metrics_url})
             async with asyncio.TaskGroup() as group:
                 for name in running:
                     work, _ = WORKERS[name]
@@ -86,15 +93,22 @@ def _workers_for(log: EventLog) -> list[str]:
     return [name for name in WORKERS if log.fanout is not None or name not in NEEDS_REDIS]
 
 
-def _print_panel(console: Console, log: EventLog, servers: Servers, running: list[str]) -> None:
+def _told(running: list[str]) -> dict[str, str | None]:
+    return {name: WORKERS[name][1] for name in running}
+
+
+def _print_panel(
+    console: Console, log: EventLog, servers: Servers, running: dict[str, str | None]
+) -> None:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for title, origin in zip(("Postgres", "Redis"), servers.origin, strict=False):
         table.add_row(title, Text(safe(origin)))
     table.add_row("log", f"{log.store.shards} shards, tenant {log.store.tenant_id}")
-    for name in running:
-        table.add_row(name, WORKERS[name][1])
+    for name, told in running.items():
+        if told is not None:
+            table.add_row(name, told)
     console.print(Panel(table, title="eventlog up", title_align="left", expand=False))
     console.print(_next_steps(log.settings, servers), style="dim")
 

@@ -145,9 +145,16 @@ def temporary_postgres(
 
 @contextmanager
 def temporary_valkey(
-    folder: Path, *, tcp: bool = False, appendonly: bool = False
+    folder: Path,
+    *,
+    tcp: bool = False,
+    appendonly: bool = False,
+    settings: Mapping[str, str] | None = None,
 ) -> Iterator[ValkeyServer]:
-    """A started Valkey, its data in `folder`/valkey; without `appendonly` a restart empties it."""
+    """A started Valkey, its data in `folder`/valkey; without `appendonly` a restart empties it.
+
+    `settings` are given to the server on top of its usual ones.
+    """
     data = _new_place(folder) / "valkey"
     with _socket_folder() as sockets:
         how = Valkey(
@@ -156,6 +163,7 @@ def temporary_valkey(
             log=data.with_name("valkey.log"),
             port=_free_port() if tcp else None,
             appendonly=appendonly,
+            settings=settings,
         )
         server = ValkeyServer(how, data)
         try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import shutil
 import signal
 import socket
+from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -51,13 +52,18 @@ class Valkey:
         log: Path,
         port: int | None = None,
         appendonly: bool = True,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
-        """`data` must be absolute without links; `port`: also listen on 127.0.0.1."""
+        """`data` must be absolute without links; `port`: also listen on 127.0.0.1.
+
+        `settings` are given to the server on top of its usual ones.
+        """
         self.data = data
         self.socket = socket
         self.log = log
         self._port = port
         self._appendonly = appendonly
+        self._settings = settings or {}
 
     @property
     def url(self) -> str:
@@ -91,6 +97,7 @@ class Valkey:
             "save": "",
             "maxmemory-policy": "noeviction",
             "always-show-logo": "no",
+            **self._settings,
         }
         arguments = [word for name, value in settings.items() for word in (f"--{name}", value)]
         argv = launch.command(

@@ -53,7 +53,11 @@ class ExportedEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 _encoder: Final = msgspec.json.Encoder()
 _decoder: Final = msgspec.json.Decoder(ExportedEvent)
-_increment_decoder: Final = msgspec.json.Decoder(ev.TokenAppended)
+_READ_ONLY: Final[dict[str, msgspec.json.Decoder[ev.TokenAppended | ev.Erased]]] = {
+    "token.appended": msgspec.json.Decoder(ev.TokenAppended),
+    "erased": msgspec.json.Decoder(ev.Erased),
+}
+"""Events that readers see, and that are never stored like that."""
 
 
 def export_line(recorded: RecordedEvent) -> bytes:
@@ -103,8 +107,8 @@ def _recorded(line: Line) -> RecordedEvent | None:
     try:
         found = _decoder.decode(line.raw)
         event: ev.Event = decode_event(found.event)
-        if isinstance(event, ev.Unrecognized) and event.tag == "token.appended":
-            event = _increment_decoder.decode(found.event)
+        if isinstance(event, ev.Unrecognized) and event.tag in _READ_ONLY:
+            event = _READ_ONLY[event.tag].decode(found.event)
     except (msgspec.MsgspecError, CorruptEvent, UnicodeDecodeError, RecursionError):
         return None
     return RecordedEvent(found.session_id, found.seq, found.event_id, found.recorded_at, event)
@@ -176,6 +180,8 @@ class _Reader:
                 return None
             case ev.SessionCreated() as event:
                 return self._created(recorded, event)
+            case ev.Erased():
+                return None
             case ev.Unrecognized() as event:
                 data = msgspec.json.decode(event.data)
                 return ev.Custom(name="eventlog.unrecognized", data=data)

@@ -75,7 +75,7 @@ def test_requests_when_refused_by_the_log_exit_2_without_a_traceback(
     limit = eventlog.run("sessions", "--limit", "0", code=2)
     missing = eventlog.run("import", "no-such-file.jsonl", code=2)
 
-    assert limit.stderr == "eventlog: limit is 0; it must be 1 to 1000\n"
+    assert limit.stderr == "eventlog: limit is 0; it must be 1 to 1,000\n"
     assert missing.stderr == "eventlog: no-such-file.jsonl is not a file\n"
     assert not limit.stdout + missing.stdout
 

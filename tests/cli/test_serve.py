@@ -33,11 +33,20 @@ async def test_up_when_started_runs_everything_until_interrupted(tmp_path: Path)
 
         assert running.process.returncode == 0
         assert seconds < STOP_SECONDS_MAX
-    for name in ("Postgres", "Redis", "relay", "projector", "reaper", "16 shards", "stopped"):
+    for name in (
+        "Postgres",
+        "Redis",
+        "relay",
+        "projector",
+        "reaper",
+        "expirer",
+        "16 shards",
+        "stopped",
+    ):
         assert name in running.output
 
 
-@pytest.mark.parametrize("worker", ["relay", "project", "reap"])
+@pytest.mark.parametrize("worker", ["relay", "project", "reap", "expire-worker"])
 async def test_worker_when_told_to_stop_ends_cleanly(eventlog: CommandLine, worker: str) -> None:
     """Each is its own process, and SIGTERM is how a supervisor ends it: exit code 0."""
     async with await eventlog.start(worker) as running:
@@ -73,12 +82,6 @@ def test_relay_when_there_is_no_redis_says_so(data_folder: Path) -> None:
     without = CommandLine({"data": str(data_folder), "redis_url": "none"})
 
     assert "has none" in without.run("relay", code=2).stderr
-
-
-def test_parked_when_nothing_is_parked_exits_0(eventlog: CommandLine) -> None:
-    """What a projector had to set aside is an exit code for whoever watches."""
-
-    assert eventlog.run("parked").stdout == "no session is parked\n"
 
 
 async def test_migrate_when_the_database_is_empty_installs_the_schema(

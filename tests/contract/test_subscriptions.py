@@ -19,7 +19,7 @@ from eventlog import (
     SessionNotFound,
     Unavailable,
 )
-from eventlog.hub import TAIL_LENGTH
+from eventlog.tail import TAIL_LENGTH
 from eventlog.testing import message, read_all, refused, rich_history, take, until
 from tests.conftest import Backend, OpenLog
 

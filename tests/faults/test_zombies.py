@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -28,10 +28,10 @@ from eventlog.log import EventLog as Log
 from eventlog.postgres import PostgresStore
 from eventlog.schema import APP_ROLE
 from eventlog.store import Answer, Command
-from eventlog.testing import message, read_all, until
+from eventlog.testing import read_all, until
 from projections.checkpoint import PROJECTION, postgres_of
 from tests.conftest import OpenLog
-from tests.faults.children import end, start_python
+from tests.faults.children import Process, append_until, process
 from tests.projections.checks import differences, project_all
 from workers.projector import lag, run_projector
 from workers.reaper import REASON, reap
@@ -41,36 +41,6 @@ pytestmark = pytest.mark.faults
 SECONDS_MAX = 40.0
 LEASE_SECONDS = 1.0
 """Of the projector that takes over; the frozen one has the lease that it was given before."""
-
-
-@asynccontextmanager
-async def process(*arguments: str, output: Path, **environment: str) -> AsyncIterator[Process]:
-    """A Python process for as long as the block lasts."""
-    child = await start_python(*arguments, output=output, **environment)
-    try:
-        yield Process(child, output)
-    finally:
-        await end(child)
-
-
-class Process:
-    """A child process, and what it said."""
-
-    def __init__(self, child: asyncio.subprocess.Process, output: Path) -> None:
-        self._child = child
-        self._output = output
-
-    def signal(self, number: signal.Signals) -> None:
-        """Kill it, freeze it, or let it go on."""
-        self._child.send_signal(number)
-
-    def said(self) -> list[str]:
-        """Whole lines of its output."""
-        return self._output.read_text().split("\n")[:-1]
-
-    async def until_said(self, fact: Callable[[list[str]], object]) -> None:
-        """Wait until its output shows something."""
-        await until(lambda: fact(self.said()), seconds=SECONDS_MAX)
 
 
 # --- a projector ---------------------------------------------------------------------------------
@@ -104,10 +74,6 @@ async def test_projector_when_frozen_past_its_lease_writes_nothing_more(
     sessions = [await log.create_session() for _ in range(8)]
     stop = asyncio.Event()
 
-    async def append() -> None:
-        while not stop.is_set():
-            await asyncio.gather(*(each.append(message("m")) for each in sessions))
-
     async with AsyncExitStack() as stack:
         frozen = await stack.enter_async_context(
             process(
@@ -117,7 +83,7 @@ async def test_projector_when_frozen_past_its_lease_writes_nothing_more(
                 EVENTLOG_REDIS_URL=redis_url,
             )
         )
-        appending = asyncio.create_task(append())
+        appending = asyncio.create_task(append_until(stop, sessions))
         await until(lambda: holds_all(log, "frozen"), seconds=SECONDS_MAX)
         await frozen.until_said(lambda lines: any("leases_taken" in line for line in lines))
         frozen.signal(signal.SIGSTOP)

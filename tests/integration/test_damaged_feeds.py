@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 import redis.asyncio
 
-from eventlog import EventLog, RecordedEvent, Session, Settings
+from eventlog import EventLog, InvalidRequest, RecordedEvent, Session, Settings
 from eventlog.embedded.temporary import ValkeyServer, temporary_valkey
 from eventlog.envelope import Row, new_id, pack_row
 from eventlog.testing import message, read_all, take, until
@@ -105,6 +106,8 @@ async def test_sweep_when_a_feed_is_ahead_of_the_log_leaves_it_behind(
 
         await asyncio.gather(own_log.fanout.sweep(), own_log.fanout.sweep())
 
+        await own_log.fanout.sweep()
+
     after = await own_log.fanout.keys()
     assert after != before
     assert (await own_log.fanout.ends())[session.shard] == 2
@@ -112,3 +115,37 @@ async def test_sweep_when_a_feed_is_ahead_of_the_log_leaves_it_behind(
     await take(subscription, 2)
     await session.append(message("goes on"))
     assert len(await take(subscription, 1)) == 1
+
+
+async def test_subscribers_when_the_log_lost_its_end_are_told(
+    own_log: EventLog, postgres_url: str
+) -> None:
+    """A backup was restored: who stands beyond the end is refused, who doesn't sees what is new."""
+    session = await own_log.create_session(user_id="ada")
+    await session.append([message(str(number)) for number in range(5)])
+    ahead, behind = session.subscribe(), session.subscribe()
+    await take(ahead, 6)
+    await take(behind, 3)
+    positions = {session.shard: 6}
+    feed, late = own_log.feed(positions), own_log.feed({session.shard: 3})
+    assert await late.next_rows() != []
+    await until(lambda: own_log.hub.live)
+    waiting = asyncio.create_task(take(ahead, 1))
+    connection = await asyncpg.connect(postgres_url)
+    await connection.execute("delete from eventlog.events where seq > 3")
+    await connection.close()
+    assert own_log.fanout is not None
+
+    await own_log.fanout.sweep()
+    own_log.batcher._lanes[0]._seen.clear()  # as when connections were lost meanwhile
+    done = await session.append(message("another four"))
+
+    assert done.last_seq == 4
+    with pytest.raises(InvalidRequest, match="beyond the session's last seq"):
+        await waiting
+    with pytest.raises(InvalidRequest, match="beyond the end of shard"):
+        await feed.next_rows()
+    (four,) = await take(behind, 1)
+    assert (four.seq, four.event_id) == (4, done.event_id)
+    feed.close()
+    late.close()

@@ -12,7 +12,8 @@ import redis.asyncio
 
 from eventlog import EventLog, Session, Settings
 from eventlog.embedded.temporary import ValkeyServer, temporary_valkey
-from eventlog.fanout import FanOut, Run, last_position
+from eventlog.fanout import FanOut
+from eventlog.feeds import Run, last_position
 from eventlog.testing import message
 from tests.conftest import OpenLog
 

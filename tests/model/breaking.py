@@ -129,7 +129,7 @@ class Dying(World):
         for follower in followers:
             if follower.process is process:
                 follower.lose_process(self.processes[0])
-        self.steppers = [each for each in self.steppers if each.process is not process]
+        self.lose_steppers(process)
 
     async def _is_gone(self, process: Process) -> bool:
         """Whether Postgres has finished what it was sent."""

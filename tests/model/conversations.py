@@ -12,9 +12,12 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
+from msgspec.structs import replace
 
 from eventlog import (
     Appended,
+    Erased,
+    Erasure,
     EventLogError,
     Message,
     MessageFenced,
@@ -58,6 +61,10 @@ class Conversation:
         """What the log held when it was last read."""
         self.done: list[Done] = []
         self.replies: list[Open] = []
+        self.compared_seq = 0
+        """Up to which seq its views were compared last."""
+        self.erased_ids: set[UUID] = set()
+        """Sessions that were erased, of all that it may hold events of."""
 
     @property
     def head(self) -> int:
@@ -67,7 +74,33 @@ class Conversation:
     @property
     def closed(self) -> bool:
         """Whether nothing may be appended any more."""
-        return bool(self.history) and isinstance(self.history[-1].event, ev.SessionClosed)
+        last = self.history[-1].event if self.history else None
+        return self.erased or isinstance(last, ev.SessionClosed)
+
+    @property
+    def erased(self) -> bool:
+        """Whether it is, and not only what it inherited."""
+        return self.id in self.erased_ids
+
+    def holds(self, other: Conversation) -> bool:
+        """Whether events of the other one are part of this one."""
+        return any(each.session_id == other.id for each in self.history)
+
+    @property
+    def parent_id(self) -> UUID | None:
+        """The session that it continues; what it inherited may all be from before that one."""
+        first = next(each.event for each in self.history if each.session_id == self.id)
+        assert isinstance(first, ev.SessionCreated | Erased)
+        return first.parent_session_id
+
+    def forget_what_was_said(self, erased: set[UUID]) -> None:
+        """Expect from now on that the events of these sessions, among those here, are bare."""
+        self.erased_ids |= erased
+        self.history = [
+            replace(each, event=bare(each.event)) if each.session_id in erased else each
+            for each in self.history
+        ]
+        self.compared_seq = 0
 
     def on(self, process: Process) -> Session:
         """The session's handle in a process."""
@@ -94,6 +127,8 @@ class Conversation:
         now = await process.run(_read(self.on(process)))
         assert now[: len(self.history)] == self.history, "what was stored has changed"
         self.history = now
+        for each in now:
+            assert isinstance(each.event, Erased) == (each.session_id in self.erased_ids)
         twin = await read_all(self.twin)
         assert [each.seq for each in now] == list(range(1, len(now) + 1))
         assert [each.event for each in now] == [each.event for each in twin]
@@ -134,6 +169,18 @@ class Conversation:
         return fold(initial(self.id), self.history[:at])
 
 
+def bare(event: ev.Event) -> Erased:
+    """What is left of an event when its session is erased: of a fork's first one the link."""
+    match event:
+        case Erased():
+            return event
+        case ev.SessionCreated(parent_session_id=parent_id, parent_seq=seq):
+            tag = ev.tag_of(event)
+            return Erased(tag=tag, parent_session_id=parent_id, parent_seq=seq)
+        case _:
+            return Erased(tag=ev.tag_of(event))
+
+
 async def _read(session: Session) -> list[RecordedEvent]:
     return await read_all(session)
 
@@ -154,6 +201,8 @@ def comparable(answer: Any, *, retried: bool = False) -> object:
             return answer.first_seq, answer.last_seq, duplicate
         case WrongExpectedSeq():
             return type(answer), answer.expected, answer.actual
+        case Erasure():
+            return answer.session_id, answer.events
         case MessageFenced():
             return type(answer), answer.message_id
         case EventLogError():

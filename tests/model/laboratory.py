@@ -25,6 +25,7 @@ import eventlog.snapshots
 import projections.messages
 from eventlog import Settings
 from eventlog.embedded.temporary import temporary_postgres, temporary_valkey
+from eventlog.postgres import prepare_connection
 from eventlog.schema import migrate
 from tests.model.processes import NAME, Process, know_processes
 
@@ -82,6 +83,7 @@ class Laboratory:
         """Install the schema, and stay connected as the server's owner."""
         await migrate(self.postgres_url, shards=SHARDS)
         self.superuser: asyncpg.Connection[Any] = await asyncpg.connect(self.postgres_url)
+        await prepare_connection(self.superuser)
 
     # --- Redis ---
 

@@ -8,11 +8,12 @@ processes die in the middle of what they do. After each action every session is 
 from __future__ import annotations
 
 from tests.model.breaking import Dying, Forgetting
+from tests.model.erasing import Erasing
 from tests.model.reading import Following, Projecting, Replaying
 from tests.model.writing import Appending, Replying, Revising
 
 
 class ConversationMachine(
-    Appending, Replying, Revising, Replaying, Following, Projecting, Forgetting, Dying
+    Appending, Replying, Revising, Replaying, Following, Projecting, Forgetting, Dying, Erasing
 ):
     """All actions together."""

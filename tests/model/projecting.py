@@ -12,18 +12,17 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, Literal
 
 import asyncpg
-import msgspec
 
-from eventlog import Message, RecordedEvent, fold, initial
+from eventlog import RecordedEvent, fold, initial
 from eventlog import events as ev
 from eventlog.envelope import Row
 from eventlog.views import view_of
 from projections.cache import CacheWriter
 from projections.checkpoint import PROJECTION, Fenced, Leases, postgres_of
-from projections.messages import first_shown
 from projections.projection import Progress, Projection
 from tests.model.conversations import Conversation
 from tests.model.processes import Process
+from tests.projections.rows import rows_of, stored_rows
 
 Death = Literal["none", "before commit", "after commit"]
 DEATHS: Final[tuple[Death, ...]] = ("none", "none", "before commit", "after commit")
@@ -108,11 +107,6 @@ class Stepper:
 
 # --- what the views must hold --------------------------------------------------------------------
 
-MESSAGES: Final = """
-select ordinal, seq, closed_seq, retracted_seq, hidden, status, body from eventlog.message_views
-where shard = $1 and session_id = $2 order by ordinal
-"""
-
 
 async def check_session_view(process: Process, chat: Conversation) -> int:
     """The view of a session is the fold of its events up to the seq it states; returns that seq."""
@@ -123,31 +117,21 @@ async def check_session_view(process: Process, chat: Conversation) -> int:
     return view.seq
 
 
-async def check_message_views(
-    connection: asyncpg.Connection[Any], chat: Conversation, shard: int
+async def check_other_views(
+    connection: asyncpg.Connection[Any], chat: Conversation, seq: int
 ) -> None:
-    """The messages of a session that was projected to its end are those of the fold."""
-    state = fold(initial(chat.id), structure(chat.history))
-    hidden_before = first_shown(state)
-    expected = [
-        (
-            place,
-            message.seq,
-            message.closed_seq,
-            message.retracted_seq,
-            place < hidden_before or bool(message.retracted_seq),
-            message.status,
-            message,
-        )
-        for place, message in enumerate(state.entries)
-    ]
-    records = await connection.fetch(MESSAGES, shard, chat.id)
-    assert [(*each[:-1], decode_message(each[-1])) for each in records] == expected
+    """What every other table holds of a session is what the fold up to a seq makes of it.
+
+    What a fork inherited is its parent's, and only there.
+    """
+    history = chat.history[:seq]
+    state = fold(initial(chat.id), structure(history))
+    own = [each for each in history if each.session_id == chat.id]
+    for table, expected in rows_of(state, own, tenant_id=0).items():
+        assert await stored_rows(connection, table, chat.id) == expected, table
+    chat.compared_seq = seq
 
 
 def structure(history: list[RecordedEvent]) -> list[RecordedEvent]:
     """A history without its increments."""
     return [each for each in history if not isinstance(each.event, ev.TokenAppended)]
-
-
-decode_message = msgspec.json.Decoder(Message).decode

@@ -85,21 +85,21 @@ class Projecting(World):
     )
     async def project(self, shard: int, count: int, death: Death, from_redis: bool) -> None:
         """Project a batch; perhaps the projector dies around its commit."""
-        if not self.steppers:
+        stepper = self.holder
+        if stepper is None:
             return
-        stepper = self.steppers[-1]
         try:
             await stepper.process.run(stepper.step(shard, count, death, from_redis=from_redis))
         except Died:
             self.lab.seen[f"projector died {death}"] += 1
-            self.steppers.remove(stepper)
+            self.holder = None
 
     @action(shard=shards)
     async def project_as_a_zombie(self, shard: int) -> None:
         """A projector whose shards were taken tries to go on, and is refused."""
-        if len(self.steppers) < 2:
+        if not self.zombies:
             return
-        zombie = self.steppers[-2]
+        zombie = self.zombies[-1]
         refused = await zombie.process.run(zombie.is_refused(shard))
         assert refused is not False
         self.lab.seen["projector fenced"] += bool(refused)

@@ -20,14 +20,19 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 import eventlog.fanout
+import projections.projection
 from eventlog.envelope import Row
 from eventlog.store import Answer, Command
 from eventlog.telemetry import metrics
+from projections.folding import Change, Folded
 from projections.projection import Progress
-from tests.model.laboratory import laboratory
+from projections.tables import Tables
+from projections.usage import UsageViews
+from tests.model.laboratory import SHARDS, laboratory
 from tests.model.machine import ConversationMachine
 from tests.model.processes import FaultyStore
-from tests.model.projecting import MortalProjection
+from tests.model.projecting import Death, MortalProjection
+from tests.model.world import KINDS
 
 EXAMPLES = int(os.environ.get("EVENTLOG_TEST_MODEL_EXAMPLES", "50"))
 STEPS = int(os.environ.get("EVENTLOG_TEST_MODEL_STEPS", "25"))
@@ -70,16 +75,76 @@ def test_conversations_when_anything_happens_are_what_was_acknowledged(tmp_path:
         assert metrics.snapshots_used
 
 
+def test_machine_when_the_projector_died_expects_nothing_of_one_that_lost_its_shards(
+    tmp_path: Path,
+) -> None:
+    """Until a new projector begins, all that are left are refused, and none is asked to go on."""
+    with laboratory(tmp_path) as lab:
+        made = ConversationMachine(lab)
+        try:
+            made.begin_to_project(who=0)
+            made.begin_to_project(who=1)
+            for shard in range(SHARDS):
+                project(made, shard, "before commit")
+            project_all(made)
+            assert lab.seen["projector died before commit"] == 1
+            assert lab.seen["projector fenced"] == 1
+            made.begin_to_project(who=1)
+            crash(made, who=1)
+            project_all(made)
+            assert lab.seen["projector fenced"] == 2
+            made.check()
+        finally:
+            made.teardown()
+
+
+def test_machine_when_forks_are_erased_expects_those_that_inherit_nothing_to_go_too(
+    tmp_path: Path,
+) -> None:
+    """A fork of a fork goes with its forebear, also if it begins before that one's first event."""
+    with laboratory(tmp_path) as lab:
+        made = ConversationMachine(lab)
+        try:
+            made.rewind(back=0, where=0, who=0)
+            made.fork(back=0, where=0, who=0)
+            made.fork(back=0, where=1, who=0)
+            made.fork(back=8, where=2, who=0)
+            made.check()
+            made.erase(forks=True, where=1, who=0)
+            made.check()
+            assert [each.erased for each in made.chats] == [False, True, True, True]
+            assert not made.chats[3].holds(made.chats[1])
+        finally:
+            made.teardown()
+
+
+def project_all(made: ConversationMachine) -> None:
+    """The machine goes on projecting: whoever holds the shards, and whoever held them before."""
+    for shard in range(SHARDS):
+        project(made, shard, "none")
+        made.project_as_a_zombie(shard=shard)
+
+
+def project(made: ConversationMachine, shard: int, death: Death) -> None:
+    """Project a row of a shard, if there is one, and perhaps die of it."""
+    made.project(shard=shard, count=1, death=death, from_redis=False)
+
+
+def crash(made: ConversationMachine, *, who: int) -> None:
+    """A process dies after an append."""
+    made.crash(who=who, after=0.0, which=0, said=["hi"], places=[0])
+
+
 # --- controls ------------------------------------------------------------------------------------
 
 
 @contextmanager
-def machine(folder: Path) -> Iterator[ConversationMachine]:
+def machine(folder: Path, match: str | None = None) -> Iterator[ConversationMachine]:
     """A machine whose rules are called by hand; the block ends with what it notices."""
     with laboratory(folder) as lab:
         made = ConversationMachine(lab)
         try:
-            with pytest.raises(AssertionError):
+            with pytest.raises(AssertionError, match=match):
                 yield made
         finally:
             made._failed = True  # there is nothing to heal
@@ -168,3 +233,47 @@ def test_machine_when_projectors_are_not_fenced_notices(
         say(made)
         for shard in range(2):
             made.project_as_a_zombie(shard=shard)
+
+
+def test_machine_when_a_view_is_not_written_notices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Messages are projected, and what they cost isn't."""
+
+    async def write(self: UsageViews, tables: Tables, changes: list[Change]) -> None:
+        return None
+
+    with machine(tmp_path, match="usage_views") as made:
+        made.begin_to_project(who=0)
+        for _ in KINDS:
+            say(made)
+        monkeypatch.setattr(UsageViews, "write", write)
+        project_everything(made)
+        made.check()
+
+
+def test_machine_when_projectors_know_no_erasures_notices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A projector that remembers a session goes on from there when its end comes, erased."""
+
+    async def as_it_was(
+        connection: object, folder: object, by_session: object, folded: Folded
+    ) -> Folded:
+        return folded
+
+    with machine(tmp_path) as made:
+        made.begin_to_project(who=0)
+        say(made)
+        project_everything(made)
+        made.check()
+        made.erase(where=0, who=1, forks=False)
+        monkeypatch.setattr(projections.projection, "without_erased", as_it_was)
+        project_everything(made)
+        made.check()
+
+
+def project_everything(made: ConversationMachine) -> None:
+    """Whoever holds the shards projects all there is."""
+    for shard in range(SHARDS):
+        made.project(shard=shard, count=1000, death="none", from_redis=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from hypothesis import strategies as st
@@ -16,6 +17,8 @@ from eventlog import (
     OutcomeUnknown,
     Refused,
     SessionClosedError,
+    SessionDeletedError,
+    SessionErasedError,
     WrongExpectedSeq,
 )
 from eventlog import events as ev
@@ -32,14 +35,23 @@ facts: Final = st.sampled_from(
         ev.AgentActivated(agent="coder"),
         ev.AgentHandedOff(to_agent="critic", context={"why": 1}),
         ev.ScratchpadWritten(name="n", value=[1, None]),
+        ev.ScratchpadWritten(name="n"),
+        ev.ScratchpadWritten(name="o\0", value={"a": "\0"}),
         ev.SessionUpdated(title="t", metadata={"a": 1}),
+        ev.SessionExpirySet(ttl_seconds=3_600),
+        ev.SessionExpirySet(expires_at=datetime(2100, 1, 1, tzinfo=UTC)),
         ev.RunStarted(run_id="r"),
-        ev.RunFinished(run_id="r"),
+        ev.RunStarted(run_id="s", agent="coder", metadata={"a": 1}),
+        ev.RunStopRequested(run_id="s", reason="enough"),
+        ev.RunFinished(run_id="r", usage=ev.Usage(input_tokens=5)),
+        ev.RunFailed(run_id="s", error="\0"),
         ev.Custom(name="app.seen", data="\0"),
         ev.CompactionCompleted(summary="all", from_seq=1, to_seq=2, kept=[2]),
     )
 )
 """Events that are no messages."""
+REFUSALS: Final = (WrongExpectedSeq, SessionClosedError, SessionDeletedError)
+"""What an append may end with that came too late."""
 
 
 class Appending(World):
@@ -102,7 +114,9 @@ class Appending(World):
         answer = await chat.both(
             self.process(who), lambda session: session.append(batch, event_id=done.event_id)
         )
-        if change:
+        if chat.erased:
+            assert isinstance(answer, SessionErasedError)
+        elif change:
             assert isinstance(answer, EventIdReused)
             self.lab.seen["id refused for other content"] += 1
         else:
@@ -177,13 +191,13 @@ class Appending(World):
         self, chat: Conversation, calls: list[tuple[bool, ev.MessageAdded, Any]]
     ) -> None:
         """Of those who expect the same seq at most one is stored; one is, if all expect it."""
-        before, refusals = chat.head, (WrongExpectedSeq, SessionClosedError)
+        before = chat.head
         stored = [(event, each) for _, event, each in calls if isinstance(each, Appended)]
         await chat.absorb(self.processes[0], [[event] for event, _ in stored])
         for event, each in stored:
             assert chat.history[each.first_seq - 1].event == event
         for expects, _, each in calls:
-            assert isinstance(each, (Appended, *refusals)), each
+            assert isinstance(each, (Appended, *REFUSALS)), each
             assert not isinstance(each, WrongExpectedSeq) or (expects and each.actual > before)
             self.lab.seen["rival refused"] += isinstance(each, WrongExpectedSeq)
         winners = [each for expects, _, each in calls if expects and isinstance(each, Appended)]
@@ -292,7 +306,10 @@ class Revising(World):
         chat, key = self.chat(where), str(self.new_id())
         at = max(1, chat.head - back)
         fork = await chat.both(self.process(who), lambda session: session.fork(at=at, key=key))
-        self.know(fork.id, await self.twin.session(key))
+        if chat.erased:
+            assert isinstance(fork, SessionErasedError)
+        else:
+            self.know(fork.id, await self.twin.session(key)).erased_ids |= chat.erased_ids
 
     @action(where=pick, who=pick, back=pick)
     async def rewind(self, where: int, who: int, back: int) -> None:

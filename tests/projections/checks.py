@@ -7,7 +7,6 @@ nothing to the projector's memory, and finds what is missing, behind, ahead or l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -16,17 +15,19 @@ import msgspec
 
 from eventlog import EventLog, Session
 from eventlog import events as ev
-from eventlog.entries import Message
 from eventlog.envelope import Draft, RecordedEvent, new_id, owner_id_of, shard_of
 from eventlog.postgres import PostgresStore
+from eventlog.queries import VIEW_TABLES
 from eventlog.replay import Replayer
 from eventlog.state import SessionState
 from eventlog.store import Command, Status
-from eventlog.views import unescape_text, view_of
+from eventlog.views import view_of
 from projections.checkpoint import PROJECTION, Lease, Leases, checkpoints, postgres_of
 from projections.folding import Change
 from projections.projection import Progress, Projection
+from projections.tables import Tables
 from tests.factories import rows as as_rows
+from tests.projections.rows import rows_of, stored_rows
 
 
 class Crash(BaseException):
@@ -39,14 +40,15 @@ class Bomb:
     def __init__(self) -> None:
         self.armed = False
 
-    async def write(self, connection: asyncpg.Connection[Any], changes: list[Change]) -> None:
+    name = "bomb"
+    version = 1
+
+    async def write(self, tables: Tables, changes: list[Change]) -> None:
         if self.armed:
             self.armed = False
             raise Crash
 
-    async def remove(
-        self, connection: asyncpg.Connection[Any], shard: int, session_id: UUID
-    ) -> None:
+    async def remove(self, tables: Tables, shard: int, session_id: UUID) -> None:
         """Nothing is there."""
 
 
@@ -178,7 +180,9 @@ async def differences(log: EventLog, *, only: set[UUID] | None = None) -> list[s
             if session_id not in parked and (only is None or session_id in only):
                 state = await replayer.structure(session_id, seq)
                 found += await _session_differences(store, connection, state, position)
-                found += await _message_differences(connection, state)
+                own = (await replayer.lineage(session_id))[-1]
+                events = [e async for e in replayer.read(session_id, after=own.after, until=seq)]
+                found += await _other_differences(store, connection, state, events)
     return found
 
 
@@ -221,73 +225,31 @@ async def _session_differences(
     return found
 
 
-async def _message_differences(
-    connection: asyncpg.Connection[Any], state: SessionState
+async def _other_differences(
+    store: PostgresStore,
+    connection: asyncpg.Connection[Any],
+    state: SessionState,
+    events: list[RecordedEvent],
 ) -> list[str]:
-    records = await connection.fetch(
-        "select ordinal, body, seq, closed_seq, retracted_seq, recorded_at, token_count, hidden,"
-        " status, role, message_id, agent, name from eventlog.message_views"
-        " where session_id = $1 order by ordinal",
-        state.session_id,
-    )
-    visible = {each.seq for each in state.messages}
-    expected = [
-        _expected_message(place, each, hidden=each.seq not in visible)
-        for place, each in enumerate(state.entries)
-    ]
-    found = [_stored_message(record) for record in records]
-    if found == expected:
-        return []
-    lines = [f"{state.session_id}: {len(found)} messages, not {len(expected)}"]
-    lines += [
-        f"  {one}\n  not {other}"
-        for one, other in zip(found, expected, strict=False)
-        if one != other
-    ]
+    """Where the rows of the session in every other table are not what its state says."""
+    lines: list[str] = []
+    for table, expected in rows_of(state, events, store.tenant_id).items():
+        found = await stored_rows(connection, table, state.session_id)
+        if found != expected:
+            lines.append(f"{state.session_id}: {table}: {len(found)} rows, not {len(expected)}")
+            lines += [
+                f"  {one}\n  not {other}"
+                for one, other in zip(found, expected, strict=False)
+                if one != other
+            ]
     return lines
-
-
-def _expected_message(place: int, message: Message, *, hidden: bool) -> tuple[Any, ...]:
-    return (
-        place,
-        message,
-        message.seq,
-        message.closed_seq,
-        message.retracted_seq,
-        message.recorded_at,
-        message.token_count,
-        hidden,
-        message.status,
-        message.role,
-        message.message_id,
-        message.agent,
-        message.name,
-    )
-
-
-def _stored_message(record: Sequence[Any]) -> tuple[Any, ...]:
-    place, body, seq, closed_seq, retracted_seq, recorded_us, *rest, message_id, agent, name = (
-        record
-    )
-    return (
-        place,
-        msgspec.json.decode(body, type=Message),
-        seq,
-        closed_seq,
-        retracted_seq,
-        datetime.fromtimestamp(recorded_us / 1_000_000, UTC),
-        *rest,
-        unescape_text(message_id),
-        None if agent is None else unescape_text(agent),
-        None if name is None else unescape_text(name),
-    )
 
 
 async def snapshot_of_views(log: EventLog) -> list[tuple[Any, ...]]:
     """Every row of the views and checkpoints, to see whether something was written."""
     found: list[tuple[Any, ...]] = []
     async with postgres_of(log).connection() as connection:
-        for table in ("session_views", "message_views", "checkpoints", "parked_sessions"):
+        for table in (*VIEW_TABLES, "checkpoints", "parked_sessions"):
             records = await connection.fetch(f"select t::text from eventlog.{table} t order by 1")
             found += [(table, record[0]) for record in records]
     return found

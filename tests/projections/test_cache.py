@@ -1,4 +1,4 @@
-"""The cache of session views: written only forwards, never needed, never in the way."""
+"""The cache of sessions' views: written only forwards, never needed, never in the way."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import pytest
 import redis.asyncio
 
 from eventlog import EventLog, InvalidRequest, SessionNotFound
+from eventlog.cache.entry import entry_of
+from eventlog.cache.session_cache import AWAY_SECONDS, SessionCache
 from eventlog.embedded.temporary import ValkeyServer
 from eventlog.envelope import new_id
 from eventlog.testing import message, refused, until
-from eventlog.view_cache import AWAY_SECONDS, ViewCache
 from eventlog.views import SessionView, view_of
 from projections.cache import CacheWriter
 from projections.projection import Projection
@@ -27,10 +28,21 @@ async def view_at(log: EventLog, session_id: UUID, seq: int) -> SessionView:
     return view_of(await log.replayer.structure(session_id, seq))
 
 
-def cache_of(log: EventLog) -> ViewCache:
+def cache_of(log: EventLog) -> SessionCache:
     """The log's cache, which it must have."""
     assert log.views.cache is not None
     return log.views.cache
+
+
+async def put(cache: SessionCache, view: SessionView) -> None:
+    """Offer a view to the cache."""
+    assert await cache.put([entry_of(view)])
+
+
+async def cached(cache: SessionCache, session_id: UUID) -> SessionView | None:
+    """The view that the cache has."""
+    found = await cache.view(session_id)
+    return None if found is None else found.value
 
 
 async def test_cache_when_writers_race_keeps_the_newest(log: EventLog, open_log: OpenLog) -> None:
@@ -41,12 +53,12 @@ async def test_cache_when_writers_race_keeps_the_newest(log: EventLog, open_log:
     caches = [cache_of(each) for each in (log, await open_log(), await open_log())]
 
     await asyncio.gather(
-        *(caches[place % 3].put([view]) for place, view in enumerate(reversed(views)))
+        *(put(caches[place % 3], view) for place, view in enumerate(reversed(views)))
     )
 
-    assert await caches[1].get(session.id) == views[-1]
-    await caches[0].put([views[10]])
-    assert await caches[2].get(session.id) == views[-1]
+    assert await cached(caches[1], session.id) == views[-1]
+    await put(caches[0], views[10])
+    assert await cached(caches[2], session.id) == views[-1]
 
 
 async def test_cache_when_invalidated_takes_nothing_older(log: EventLog) -> None:
@@ -54,28 +66,28 @@ async def test_cache_when_invalidated_takes_nothing_older(log: EventLog) -> None
     session = await log.create_session()
     await session.append([message("one"), message("two")])
     cache = cache_of(log)
-    await cache.put([await view_at(log, session.id, 2)])
+    await put(cache, await view_at(log, session.id, 2))
 
     await cache.invalidate(session.id)
-    assert await cache.get(session.id) is None
-    await cache.put([await view_at(log, session.id, 1)])
-    assert await cache.get(session.id) is None
+    assert await cached(cache, session.id) is None
+    await put(cache, await view_at(log, session.id, 1))
+    assert await cached(cache, session.id) is None
     again = await view_at(log, session.id, 2)
-    await cache.put([again])
+    await put(cache, again)
 
-    assert await cache.get(session.id) == again
+    assert await cached(cache, session.id) == again
 
 
 async def test_view_when_read_comes_from_the_cheapest_place(log: EventLog) -> None:
     """Log, then row, then cache; each is as new as it says, and `min_seq` goes on to the next."""
     session = await log.create_session(user_id="ada")
     assert await session.view() == await view_at(log, session.id, 1)  # folded: there is no row
-    assert await cache_of(log).get(session.id) is None
+    assert await cached(cache_of(log), session.id) is None
     await project_all(log)
     await session.append([message(), message()])
     behind = await session.view()
     assert behind == await view_at(log, session.id, 1)  # from the row
-    assert await cache_of(log).get(session.id) == behind
+    assert await cached(cache_of(log), session.id) == behind
 
     assert await session.view(min_seq=3) == await view_at(log, session.id, 3)
     await project_all(log)
@@ -100,7 +112,7 @@ async def test_view_when_the_cache_holds_nonsense_comes_from_postgres(
     expected, foreign = await session.view(), await other.view()
     (key,) = [
         name
-        async for name in client.scan_iter(match="*:view:*")
+        async for name in client.scan_iter(match="*:session:*")
         if str(session.id).encode() in name
     ]
 
@@ -123,7 +135,7 @@ async def test_view_when_redis_was_flushed_is_right(
     await client.flushall()
 
     assert await session.view() == expected
-    assert await cache_of(own_log).get(session.id) == expected
+    assert await cached(cache_of(own_log), session.id) == expected
 
 
 async def test_view_when_redis_is_down_costs_next_to_nothing(
@@ -166,7 +178,7 @@ async def test_cache_when_written_has_a_time_to_live(
     await project_all(own_log)
     await session.view()
 
-    (key,) = [name async for name in client.scan_iter(match="*:view:*")]
+    (key,) = [name async for name in client.scan_iter(match="*:session:*")]
 
     assert 0 < await client.ttl(key) <= own_log.settings.cache_ttl_seconds
 
@@ -189,7 +201,7 @@ async def test_writer_when_redis_was_away_writes_what_it_missed(
     async def caught_up() -> bool:
         await other.append(message())
         await writer.write(await step(own_log, projection, progress[other.shard]))
-        view = await cache.get(session.id)
+        view = await cached(cache, session.id)
         return view is not None and view.seq == 2
 
     await until(caught_up)

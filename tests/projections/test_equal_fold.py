@@ -13,9 +13,7 @@ from eventlog.testing import message, rich_history
 from eventlog.views import escape_text, unescape_text
 from projections.checkpoint import postgres_of
 from projections.folding import Folder
-from projections.messages import MessageViews
-from projections.projection import Projection
-from projections.sessions import SessionViews
+from projections.projection import VIEWS, Projection
 from tests.projections.checks import (
     Bomb,
     Crash,
@@ -82,7 +80,7 @@ async def test_views_when_projected_in_any_steps_equal_the_fold(
 def new_projection(log: EventLog, bomb: Bomb) -> Projection:
     """What a new process begins with; it remembers two sessions at most."""
     folder = Folder(postgres_of(log), log.replayer, sessions_max=2)
-    return Projection(log, views=(SessionViews(), MessageViews(), bomb), folder=folder)
+    return Projection(log, views=(*VIEWS, bomb), folder=folder)
 
 
 async def release_all(log: EventLog) -> None:

@@ -13,11 +13,12 @@ import pytest
 
 from eventlog import EventLog, Unavailable
 from eventlog.envelope import Row, new_id, pack_row
-from eventlog.fanout import Run
+from eventlog.feeds import Run
 from eventlog.testing import message
 from projections.checkpoint import Fenced, Lease, NotInLog, postgres_of
 from projections.parking import retry_parked
 from projections.projection import Progress, Projection
+from projections.tables import Tables
 from tests.projections.checks import (
     differences,
     session_in_shard,
@@ -130,15 +131,18 @@ async def test_batch_when_written_while_the_lease_is_taken_is_waited_for(log: Ev
 class Gate:
     """A view that stops in the middle of a batch until it is told to go on."""
 
+    name = "gate"
+    version = 1
+
     def __init__(self) -> None:
         self.reached = asyncio.Event()
         self.open = asyncio.Event()
 
-    async def write(self, connection: asyncpg.Connection[Any], changes: object) -> None:
+    async def write(self, tables: Tables, changes: object) -> None:
         self.reached.set()
         await self.open.wait()
 
-    async def remove(self, connection: asyncpg.Connection[Any], shard: int, of: object) -> None:
+    async def remove(self, tables: Tables, shard: int, of: object) -> None:
         """Nothing is there."""
 
 

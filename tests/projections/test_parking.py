@@ -11,6 +11,7 @@ from eventlog.testing import message, refused
 from projections.folding import Change
 from projections.parking import StillParked, parked_sessions, retry_parked
 from projections.projection import Projection
+from projections.tables import Tables
 from tests.projections.checks import (
     append_raw,
     differences,
@@ -80,11 +81,14 @@ async def test_session_when_a_view_fails_on_it_is_parked_alone(log: EventLog) ->
     bad, good = await session_in_shard(log, SHARD), await session_in_shard(log, SHARD)
 
     class Picky:
-        async def write(self, connection: Any, changes: list[Change]) -> None:
+        name = "picky"
+        version = 1
+
+        async def write(self, tables: Tables, changes: list[Change]) -> None:
             if any(change.session_id == bad.id for change in changes):
                 raise KeyError("no such thing")
 
-        async def remove(self, connection: Any, shard: int, session_id: object) -> None:
+        async def remove(self, tables: Tables, shard: int, session_id: object) -> None:
             """Nothing is there."""
 
     projection = Projection(log, views=(Picky(),))

@@ -12,7 +12,7 @@ import redis.asyncio
 from eventlog import EventLog, InvalidSetting
 from eventlog.embedded.temporary import ValkeyServer
 from eventlog.envelope import Row, pack_row, unpack_row
-from eventlog.fanout import last_position
+from eventlog.feeds import last_position
 from eventlog.testing import message, refused, until
 from tests.conftest import OpenLog
 from tests.projections.checks import session_in_shard

@@ -6,6 +6,7 @@ retracted, and goes back to a copy when someone rewinds. Slow, and obvious.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -26,6 +27,7 @@ class Said(msgspec.Struct, frozen=True, kw_only=True):
     reasoning: str = ""
     tool_calls: tuple[ev.ToolCall, ...] = ()
     agent: str | None = None
+    model: str | None = None
     metadata: dict[str, Any] = {}
     token_count: int | None = None
     status: str = "complete"
@@ -66,12 +68,13 @@ class Model:
         self.runs: dict[str, str] = {}
         self.run_count = 0
         self.agents: list[str] = []
-        self.input_tokens = 0
-        self.output_tokens = 0
+        self.usage: Counter[tuple[str | None, str | None, str]] = Counter()
+        self.expiry: int | str | None = "policy"
 
     def follow(self, recorded: RecordedEvent) -> None:
         """Go on to the next event."""
         event, seq = recorded.event, recorded.seq
+        self._spend(event)
         if isinstance(event, ev.SessionRewound):
             self.now = self.past[event.to_seq]
         self._converse(recorded, event)
@@ -92,6 +95,7 @@ class Model:
                     reasoning=event.reasoning,
                     tool_calls=tuple(event.tool_calls),
                     agent=event.agent,
+                    model=event.model,
                     metadata=event.metadata,
                     token_count=event.token_count,
                 )
@@ -102,6 +106,7 @@ class Model:
                     seq=seq,
                     role=event.role,
                     agent=event.agent,
+                    model=event.model,
                     metadata=event.metadata,
                     status="open",
                 )
@@ -161,16 +166,32 @@ class Model:
         )
         self.now = _with(self.now, said=said)
 
+    def _spend(self, event: ev.Event) -> None:
+        """Tokens by agent and model of the message that they were spent on."""
+        match event:
+            case ev.MessageAdded(usage=ev.Usage() as usage):
+                agent, model = event.agent, event.model
+            case ev.MessageCompleted(usage=ev.Usage() as usage):
+                streaming = [each for each in self.now.said if each.status == "open"]
+                known = [each for each in streaming if each.message_id == event.message_id]
+                agent, model = (known[0].agent, known[0].model) if known else (None, None)
+            case ev.CompactionCompleted(usage=ev.Usage() as usage):
+                agent, model = None, event.model
+            case _:
+                return
+        self.usage[agent, model, "generations"] += 1
+        self.usage[agent, model, "input"] += usage.input_tokens
+        self.usage[agent, model, "output"] += usage.output_tokens
+
     def _learn(self, event: ev.Event) -> None:
-        usage = getattr(event, "usage", None)
-        if usage is not None and not isinstance(event, ev.RunFinished):
-            self.input_tokens += usage.input_tokens
-            self.output_tokens += usage.output_tokens
         match event:
             case ev.SessionCreated():
                 self.title = event.title or self.title
                 self.metadata = {**self.metadata, **event.metadata}
-                self.runs = {}
+                self.runs, self.run_count, self.usage = {}, 0, Counter()
+                self.expiry = "policy"
+            case ev.SessionExpirySet():
+                self.expiry = event.ttl_seconds
             case ev.SessionUpdated():
                 self.title = event.title or self.title
                 for key, value in event.metadata.items():
@@ -260,14 +281,20 @@ class Model:
             "runs": self.runs,
             "run_count": self.run_count,
             "agents": self.agents,
-            "input_tokens": self.input_tokens,
-            "output_tokens": self.output_tokens,
+            "usage": +self.usage,
+            "input_tokens": sum(n for (*_, what), n in self.usage.items() if what == "input"),
+            "expiry": self.expiry,
         }
 
 
 def view_of(state: SessionState) -> dict[str, Any]:
     """The same of a state of the fold under test."""
     handoff = state.handoff
+    usage: Counter[tuple[str | None, str | None, str]] = Counter()
+    for (_, agent, model), spent in state.usage.items():
+        usage[agent, model, "generations"] += spent.generations
+        usage[agent, model, "input"] += spent.input_tokens
+        usage[agent, model, "output"] += spent.output_tokens
     return {
         "messages": [said_of(each) for each in state.messages],
         "message_count": state.message_count,
@@ -285,8 +312,9 @@ def view_of(state: SessionState) -> dict[str, Any]:
         "runs": state.runs,
         "run_count": state.run_count,
         "agents": state.agents,
+        "usage": +usage,
         "input_tokens": state.input_tokens,
-        "output_tokens": state.output_tokens,
+        "expiry": "policy" if state.expiry is None else state.expiry.ttl_seconds,
     }
 
 
@@ -300,6 +328,7 @@ def said_of(message: Message) -> Said:
         reasoning=message.reasoning,
         tool_calls=tuple(message.tool_calls),
         agent=message.agent,
+        model=message.model,
         metadata=message.metadata,
         token_count=message.token_count,
         status=message.status,

@@ -7,6 +7,7 @@ change of bytes that users have in their databases.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 from uuid import UUID
@@ -40,6 +41,7 @@ from eventlog.events import (
     SessionClosed,
     SessionCreated,
     SessionDeleted,
+    SessionExpirySet,
     SessionRewound,
     SessionUpdated,
     StoredEvent,
@@ -73,6 +75,9 @@ EXPECTED: Final[list[StoredEvent]] = [
     SessionClosed(reason="done"),
     SessionDeleted(),
     SessionDeleted(reason="erasure request 7"),
+    SessionExpirySet(),
+    SessionExpirySet(ttl_seconds=3600),
+    SessionExpirySet(expires_at=datetime(2027, 1, 2, 3, 4, 5, tzinfo=UTC)),
     MessageAdded(role="user", content="Hi"),
     MessageAdded(role="user"),
     MessageAdded(role="system", content="Be brief."),
@@ -214,6 +219,7 @@ DEFAULTS: Final[dict[str, dict[str, object]]] = {
     "session.rewound": {"reason": None},
     "session.closed": {"reason": None},
     "session.deleted": {"reason": None},
+    "session.expiry_set": {"ttl_seconds": None, "expires_at": None},
     "message.added": {
         **{"content": "", "message_id": "", "agent": None, "name": None, "model": None},
         **{"reasoning": "", "tool_calls": [], "tool_call_id": None, "token_count": None},
@@ -255,6 +261,7 @@ NUMBERS: Final = {
     "session.rewound": 4,
     "session.closed": 5,
     "session.deleted": 6,
+    "session.expiry_set": 7,
     "message.added": 10,
     "message.started": 11,
     "tokens.appended": 12,

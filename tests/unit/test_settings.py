@@ -25,6 +25,10 @@ EVERY_VARIABLE: Final = {
     "EVENTLOG_FEED_ROWS_MAX": "500",
     "EVENTLOG_CACHE_TTL_SECONDS": "60",
     "EVENTLOG_REPLY_IDLE_SECONDS": "10",
+    "EVENTLOG_SESSION_TTL_SECONDS": "86400",
+    "EVENTLOG_ERASE_AFTER_SECONDS": "0",
+    "EVENTLOG_METRICS_PORT": "9100",
+    "EVENTLOG_METRICS_HOST": "0.0.0.0",
     "EVENTLOG_UNSAFE_DURABILITY": "true",
     "EVENTLOG_LOG_LEVEL": "debug",
 }
@@ -47,6 +51,10 @@ def test_settings_when_every_variable_is_set_are_those() -> None:
         feed_rows_max=500,
         cache_ttl_seconds=60,
         reply_idle_seconds=10.0,
+        session_ttl_seconds=86_400.0,
+        erase_after_seconds=0.0,
+        metrics_port=9100,
+        metrics_host="0.0.0.0",
         unsafe_durability=True,
         log_level="debug",
     )
@@ -143,6 +151,7 @@ def test_log_level_when_in_capitals_is_understood(text: str) -> None:
         ("FEED_ROWS_MAX", "0"),
         ("CACHE_TTL_SECONDS", "0"),
         ("REPLY_IDLE_SECONDS", "-inf"),
+        ("METRICS_PORT", "65536"),
         ("LOG_LEVEL", "loud"),
     ],
 )

@@ -24,15 +24,18 @@ from eventlog.schema import (
     migrate,
     migrations,
 )
-from projections.parking import parked_sessions
-from workers.commands.finding import Finding, State, parse_info, size, size_of
+from projections.checkpoint import postgres_of
+from projections.lag import lag, projection_names
+from projections.rebuild import due
+from projections.watching import parse_info
+from workers.commands.falling_behind import lag_findings, parked_findings, version_findings
+from workers.commands.finding import Finding, State, size, size_of
 from workers.commands.look import plural
-from workers.projector import lag
 
 FREE_BYTES_MIN: Final = 1024**3
 """With less room than this on the disk of embedded servers there is a warning."""
 BEHIND_ROWS_MAX: Final = 1_000
-"""When feeds or views lack more rows than this there is a warning."""
+"""When feeds lack more rows than this there is a warning."""
 MEMORY_SHARE_MAX: Final = 0.9
 CONNECTIONS_SHARE_MAX: Final = 0.8
 CONNECT_SECONDS_MAX: Final = 10.0
@@ -162,7 +165,11 @@ class Examination:
             found = f"{APP_ROLE} may not execute eventlog.append()"
             self.say("role", "fail", found, "run: eventlog migrate, as the owner")
         else:
-            self.say("role", "ok", f"works as {APP_ROLE}, which can append and nothing else")
+            self.say(
+                "role",
+                "ok",
+                f"works as {APP_ROLE}, which can append and erase, and change nothing else",
+            )
         superuser = await connection.fetchval("select rolsuper from pg_roles where rolname = user")
         if superuser and not embedded:
             found = f"the login {facts.user} is a superuser, who may do anything"
@@ -252,14 +259,14 @@ class Examination:
         self.say("feeds", state, found, "does a relay run? Start one: eventlog relay")
 
     async def _views(self, log: EventLog) -> None:
-        behind = sum((await lag(log)).values())
-        state: State = "warn" if behind > BEHIND_ROWS_MAX else "ok"
-        advice = "does a projector run? Start one: eventlog project"
-        self.say("views", state, f"{plural(behind, 'row')} behind the log", advice)
-        parked = await parked_sessions(log)
-        if parked:
-            found = f"{plural(len(parked), 'session')} set aside by the projector"
-            self.say("parked", "warn", found, "see: eventlog parked")
+        store = postgres_of(log)
+        embedded = log.servers is not None and log.servers.postgres_embedded
+        for name in await projection_names(store):
+            lags = await lag(store, name)
+            self.findings += lag_findings(name, lags, embedded=embedded)
+        counts = await store.fetch("parked_counts")
+        self.findings += parked_findings(dict(counts))  # type: ignore[arg-type]
+        self.findings += version_findings(await due(log))
 
     # --- embedded servers ---
 

@@ -20,13 +20,6 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     advice: str = ""
 
 
-def parse_info(answer: object) -> dict[str, str]:
-    """Redis' answer to INFO as a table."""
-    text = answer.decode(errors="replace") if isinstance(answer, bytes) else str(answer)
-    pairs = (line.split(":", 1) for line in text.splitlines() if ":" in line)
-    return {name: value.strip() for name, value in pairs}
-
-
 def size_of(folder: Path) -> int:
     """Bytes of all files under a folder; files that vanish meanwhile don't count."""
     total = 0

@@ -1,4 +1,4 @@
-"""`eventlog migrate`, `relay`, `project` and `parked`: running the service, piece by piece."""
+"""`eventlog migrate`, `relay`, `project`, `reap`, `expire-worker`: each piece of the service."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from eventlog import EventLog, Settings
 from eventlog.embedded import open_servers
 from eventlog.schema import check_applied, inspect_server, migrations
 from eventlog.schema import migrate as migrate_schema
-from projections.parking import parked_sessions, retry_parked
-from workers.commands.opening import open_log, prepare, waiting
+from workers.commands.arguments import MetricsHost, MetricsPort, metrics_place
+from workers.commands.opening import prepare, waiting
+from workers.expirer import run_expirer
+from workers.metrics import serving_metrics
 from workers.projector import run_projector
 from workers.reaper import run_reaper
 from workers.relay import run_relay
 from workers.runtime import stop_on_signals
-from workers.terminal import make_console, safe_line
+from workers.terminal import make_console
 
 NO_REDIS: Final = "none"
 
@@ -67,70 +69,70 @@ async def open_postgres(settings: Settings) -> AsyncIterator[str]:
         yield servers.postgres_url
 
 
-async def relay() -> int:
+async def relay(*, metrics_port: MetricsPort = None, metrics_host: MetricsHost = None) -> int:
     """Run a relay: it copies what Redis lacks from Postgres.
 
     Runs until Ctrl-C or SIGTERM, through outages. Any number of relays may
     run: they repair the same feeds without harm.
+
+        eventlog relay --metrics-port 9101
     """
-    return await _serve(run_relay)
+    return await _serve(run_relay, metrics_host, metrics_port)
 
 
 async def project(
-    *, name: Annotated[str | None, Parameter(help="What to call it; else host and pid.")] = None
+    *,
+    name: Annotated[str | None, Parameter(help="What to call it; else host and pid.")] = None,
+    metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = None,
 ) -> int:
     """Run a projector: it keeps the views of sessions and messages.
 
     Runs until Ctrl-C or SIGTERM, through outages. Several projectors share
     the shards, and take over from one that died.
+
+        eventlog project --name one --metrics-port 9102
     """
-    return await _serve(lambda log, stop: run_projector(log, stop, name=name))
+    return await _serve(
+        lambda log, stop: run_projector(log, stop, name=name), metrics_host, metrics_port
+    )
 
 
-async def reap() -> int:
+async def reap(*, metrics_port: MetricsPort = None, metrics_host: MetricsHost = None) -> int:
     """Run a reaper: it ends replies whose writers died.
 
     Runs until Ctrl-C or SIGTERM, through outages. A reply counts as abandoned
     after EVENTLOG_REPLY_IDLE_SECONDS (300) of silence.
+
+        eventlog reap --metrics-port 9103
     """
-    return await _serve(run_reaper)
+    return await _serve(run_reaper, metrics_host, metrics_port)
 
 
-async def _serve(worker: Callable[[EventLog, asyncio.Event], Awaitable[None]]) -> int:
-    """One worker in the foreground; a clean stop is exit code 0."""
+async def expire_worker(
+    *, metrics_port: MetricsPort = None, metrics_host: MetricsHost = None
+) -> int:
+    """Run an expirer: it deletes sessions whose time is over.
+
+    Their time is set by `eventlog expire`, or EVENTLOG_SESSION_TTL_SECONDS of
+    silence where that isn't. Deleted sessions are erased after
+    EVENTLOG_ERASE_AFTER_SECONDS. Neither is set by default. Any number of
+    expirers may run, until Ctrl-C or SIGTERM.
+
+        EVENTLOG_SESSION_TTL_SECONDS=2592000 eventlog expire-worker
+    """
+    return await _serve(run_expirer, metrics_host, metrics_port)
+
+
+async def _serve(
+    worker: Callable[[EventLog, asyncio.Event], Awaitable[None]],
+    metrics_host: str | None,
+    metrics_port: int | None,
+) -> int:
+    """One worker in the foreground, and its metrics; a clean stop is exit code 0."""
     settings = prepare(quiet=None)
+    place = metrics_place(settings, metrics_host, metrics_port)
     with stop_on_signals() as stop:
-        async with EventLog.open(settings=settings) as log:
+        async with EventLog.open(settings=settings) as log, serving_metrics(log, **place):
             await worker(log, stop)
     return 0
-
-
-async def parked(
-    *,
-    retry: Annotated[
-        list[str] | None, Parameter(help="Sessions to take back in, by key or UUID.")
-    ] = None,
-) -> int:
-    """List the sessions that a projector set aside.
-
-    Their events could not be projected. The log is whole; only the views of
-    these sessions stand still. Exit code 1 if there are any.
-
-        eventlog parked
-        eventlog parked --retry chat-42         once the cause is gone
-    """
-    console = make_console()
-    async with open_log() as log:
-        for name in retry or ():
-            await retry_parked(log, log.session_id(name))
-            console.print(f"✓ {safe_line(name)} is in the views again", soft_wrap=True)
-        found = await parked_sessions(log)
-    for each in found:
-        console.print(
-            f"{each.session_id} at seq {each.seq}, {each.parked_at:%Y-%m-%d %H:%M:%S} UTC: "
-            f"{safe_line(each.error)}",
-            soft_wrap=True,
-        )
-    if not found:
-        console.print("no session is parked")
-    return 1 if found else 0

@@ -81,6 +81,8 @@ def print_title(console: Console, state: SessionState, head: int) -> None:
         facts.append(f"agent {safe_line(state.current_agent, 40)}")
     if state.status != "open":
         facts.append(state.status)
+    if state.expires_at is not None:
+        facts.append(f"expires {state.expires_at:%Y-%m-%d %H:%M}Z")
     if state.parent_session_id:
         facts.append(f"fork of {state.parent_session_id} at {state.parent_seq:,}")
     console.print(Text(" · ".join(facts), look.QUIET))

@@ -1,0 +1,1 @@
+"""Removing what a session said, for good."""

@@ -1,0 +1,1 @@
+"""Full text search: one tokenizer for index, query and highlighting."""
