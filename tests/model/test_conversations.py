@@ -118,6 +118,25 @@ def test_machine_when_forks_are_erased_expects_those_that_inherit_nothing_to_go_
             made.teardown()
 
 
+def test_machine_when_a_closed_conversation_is_erased_expects_subscribers_to_have_ended_before(
+    tmp_path: Path,
+) -> None:
+    """A subscription ends with the close; the tombstone behind that is for who asks again."""
+    with laboratory(tmp_path) as lab:
+        made = ConversationMachine(lab)
+        try:
+            made.create()
+            made.close(who=0)
+            made.check()
+            made.follow(back=5, where=1, who=0)
+            made.receive(count=2, which=0)
+            made.erase(forks=True, where=1, who=0)
+            made.receive(count=2, which=0)
+            assert made.followers[0].cursor == made.chats[1].head == 3
+        finally:
+            made.teardown()
+
+
 def project_all(made: ConversationMachine) -> None:
     """The machine goes on projecting: whoever holds the shards, and whoever held them before."""
     for shard in range(SHARDS):
