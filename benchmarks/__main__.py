@@ -21,6 +21,7 @@ from rich.console import Console
 
 from benchmarks import (
     append,
+    compacting,
     context,
     fanout,
     limits,
@@ -47,6 +48,7 @@ CASES: list[Case] = [
         sustained,
         context,
         timetravel,
+        compacting,
         queries,
         fanout,
         storage,

@@ -65,7 +65,7 @@ async def run_timetravel(bench: Bench) -> list[Result]:
         seconds = time.perf_counter() - started
         head = await session.head()
         bench.say(f"{head:,} events are written, {head / seconds:,.0f}/s")
-        first = await _time(session.replay)
+        first = await timed(session.replay)
         await log.replayer.aclose()
         saved = await ground.connection.fetchval("select count(*) from eventlog.snapshots")
         bench.say(f"the first reader took {first * 1e3:.0f} ms and left {saved} snapshots")
@@ -102,7 +102,7 @@ async def _travel(
     }
     openings: dict[str, tuple[Opening, int]] = {
         "": (lambda: _warm(log), bench.count(300, 40)),
-        ", cold": (lambda: _cold(ground, other), bench.count(60, 10)),
+        ", cold": (lambda: cold(ground, other), bench.count(60, 10)),
     }
     results: list[Result] = []
     for kind, (call, target) in kinds.items():
@@ -130,9 +130,9 @@ async def run_compactions(bench: Bench) -> list[Result]:
         times: dict[int, list[float]] = {count: [] for count in sessions}
         for _ in range(bench.count(100, 10)):
             for count, session in sessions.items():
-                async with _cold(ground, other) as log_now:
+                async with cold(ground, other) as log_now:
                     mine = await log_now.session(session.id)
-                    times[count].append(await _time(partial(_context, log_now, mine)))
+                    times[count].append(await timed(partial(_context, log_now, mine)))
     found = {count: spread(each, scale=1e3) for count, each in times.items()}
     for count, each in found.items():
         bench.say(f"after {count} compactions: {each} ms")
@@ -168,7 +168,7 @@ async def _spread_of(call: Reading, session: Session, opening: Opening, *, repea
     for _ in range(repeats):
         async with opening() as log:
             mine = await log.session(session.id)
-            times.append(await _time(partial(call, log, mine)))
+            times.append(await timed(partial(call, log, mine)))
     return spread(times, scale=1e3)
 
 
@@ -190,14 +190,14 @@ async def _warm(log: EventLog) -> AsyncIterator[EventLog]:
 
 
 @asynccontextmanager
-async def _cold(ground: Ground, other: Session) -> AsyncIterator[EventLog]:
+async def cold(ground: Ground, other: Session) -> AsyncIterator[EventLog]:
     """A log just opened, whose connection has prepared its statements on another session."""
     async with project.open_log(ground.postgres_url, ground.redis_url) as log:
         await (await log.session(other.id)).replay()
         yield log
 
 
-async def _time(call: Callable[[], Awaitable[Any]]) -> float:
+async def timed(call: Callable[[], Awaitable[Any]]) -> float:
     started = time.perf_counter()
     await call()
     return time.perf_counter() - started

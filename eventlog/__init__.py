@@ -9,10 +9,15 @@ async with EventLog.open() as log:
         ...
 """
 
+from eventlog.compaction.measure import ContextTokens
+from eventlog.compaction.policy import PRESETS, CompactionPolicy
+from eventlog.compaction.selection import NothingToDo, Plan
+from eventlog.compaction.summarizer import Material, Summarizer, Summary, SummaryFailed
 from eventlog.entries import Message
 from eventlog.envelope import ANY, Appended, RecordedEvent
 from eventlog.erasing.record import Erasure
 from eventlog.errors import (
+    CompactionPending,
     EventIdReused,
     EventLogError,
     InvalidEvent,
@@ -38,14 +43,17 @@ from eventlog.events import (
     AgentHandedOff,
     CompactionCompleted,
     CompactionFailed,
+    CompactionPolicySet,
     CompactionRequested,
     CompactionReverted,
     Custom,
     Erased,
     Event,
+    FactPinned,
     MessageAdded,
     MessageCompleted,
     MessageInterrupted,
+    MessagePinned,
     MessageRetracted,
     MessageStarted,
     RunFailed,
@@ -63,6 +71,7 @@ from eventlog.events import (
     TokenAppended,
     TokensAppended,
     ToolCall,
+    ToolCallClosed,
     Unrecognized,
     Usage,
 )
@@ -77,20 +86,26 @@ from eventlog.runs import Run
 from eventlog.search.snippets import Snippet
 from eventlog.session import Session
 from eventlog.settings import Settings
-from eventlog.state import Handoff, SessionState
+from eventlog.state import Compaction, Handoff, SessionState
 from eventlog.subscription import SessionSubscription, UserSubscription
 from eventlog.views import SessionPage, SessionView
 
 __all__ = [
     "ANY",
+    "PRESETS",
     "AgentActivated",
     "AgentHandedOff",
     "AgentsView",
     "Appended",
+    "Compaction",
     "CompactionCompleted",
     "CompactionFailed",
+    "CompactionPending",
+    "CompactionPolicy",
+    "CompactionPolicySet",
     "CompactionRequested",
     "CompactionReverted",
+    "ContextTokens",
     "Custom",
     "Erased",
     "Erasure",
@@ -98,20 +113,25 @@ __all__ = [
     "EventIdReused",
     "EventLog",
     "EventLogError",
+    "FactPinned",
     "Handoff",
     "Hit",
     "InvalidEvent",
     "InvalidRequest",
     "InvalidSetting",
+    "Material",
     "Message",
     "MessageAdded",
     "MessageCompleted",
     "MessageFenced",
     "MessageInterrupted",
+    "MessagePinned",
     "MessageRetracted",
     "MessageStarted",
     "MessageView",
+    "NothingToDo",
     "OutcomeUnknown",
+    "Plan",
     "RecordedEvent",
     "Refused",
     "Reply",
@@ -144,9 +164,13 @@ __all__ = [
     "Settings",
     "SetupError",
     "Snippet",
+    "Summarizer",
+    "Summary",
+    "SummaryFailed",
     "TokenAppended",
     "TokensAppended",
     "ToolCall",
+    "ToolCallClosed",
     "Unavailable",
     "Unrecognized",
     "UnsafeServer",

@@ -14,10 +14,12 @@ from typing import Final
 
 import msgspec
 
-from eventlog.errors import CorruptEvent, InvalidEvent
+from eventlog.compaction.policy import check_policy
+from eventlog.errors import CorruptEvent, InvalidEvent, InvalidRequest
 from eventlog.events import (
     EVENT_CLASSES,
     TYPE_CODES,
+    CompactionPolicySet,
     SessionExpirySet,
     StoredEvent,
     TokensAppended,
@@ -48,6 +50,7 @@ _INTEGERS: Final[dict[type, tuple[str, ...]]] = {
         for name in (
             *("parent_seq", "to_seq", "from_seq", "compaction_seq", "kept", "token_count", "usage"),
             *("tokens_before", "tokens_after", "attempts", "ms", "ttl_seconds"),
+            *("context_tokens", "calls", "duration_ms", "retry_after_ms"),
         )
         if name in kind.__struct_fields__
     )
@@ -238,6 +241,11 @@ def _check_read_back(event: StoredEvent, read: StoredEvent) -> None:
                     _check_count(getattr(usage, part), ((tag_of(event), name), part))
     if isinstance(read, SessionExpirySet):
         _check_expiry(read)
+    if isinstance(read, CompactionPolicySet) and read.policy is not None:
+        try:
+            check_policy(read.policy)
+        except InvalidRequest as error:
+            raise InvalidEvent(f"compaction.policy_set: {error}") from None
     if read == event:
         return
     for name in kind.__struct_fields__:

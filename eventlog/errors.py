@@ -137,6 +137,17 @@ class OutcomeUnknown(EventLogError):
         self.event_id = event_id
 
 
+class CompactionPending(EventLogError):
+    """A compaction was asked for, and nobody answered yet."""
+
+    def __init__(self, session_id: UUID, seconds: float) -> None:
+        super().__init__(
+            f"no compact-worker answered for session {session_id} within {seconds:g} s; it will be "
+            "done as soon as one runs (eventlog compact-worker, or eventlog up)"
+        )
+        self.session_id = session_id
+
+
 class CorruptEvent(EventLogError):
     """Stored bytes that are no event of any version: the row was damaged outside this library."""
 

@@ -15,35 +15,21 @@ Adding an event: a struct below, a line in `StoredEvent`, a number in `TYPE_CODE
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, get_args
 from uuid import UUID
 
 import msgspec
 
-Role = Literal["user", "assistant", "system", "developer", "tool"]
-Channel = Literal["text", "reasoning", "tool-arguments"]
-Content = str | list[dict[str, Any]]
-"""Text, or a list of the provider's content parts (`{"type": "text", "text": …}`, images, …)."""
-
-# --- values inside events ------------------------------------------------------------------------
-
-
-class ToolCall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A call of a tool that an assistant message asks for; `arguments` is the model's own text."""
-
-    id: str
-    name: str
-    arguments: str = ""
-
-
-class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Tokens that the provider reported for one generation."""
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cached_tokens: int = 0
-    reasoning_tokens: int = 0
-
+from eventlog.compaction.events import CompactionCompleted as CompactionCompleted
+from eventlog.compaction.events import CompactionFailed as CompactionFailed
+from eventlog.compaction.events import CompactionPolicySet as CompactionPolicySet
+from eventlog.compaction.events import CompactionRequested as CompactionRequested
+from eventlog.compaction.events import CompactionReverted as CompactionReverted
+from eventlog.event_values import Channel as Channel
+from eventlog.event_values import Content as Content
+from eventlog.event_values import Role as Role
+from eventlog.event_values import ToolCall as ToolCall
+from eventlog.event_values import Usage as Usage
 
 # --- sessions ------------------------------------------------------------------------------------
 
@@ -215,6 +201,24 @@ class MessageRetracted(
     reason: str | None = None
 
 
+class MessagePinned(
+    msgspec.Struct, frozen=True, kw_only=True, tag="message.pinned", omit_defaults=True
+):
+    """A message stays in the context word for word, whatever is summarised; or no longer."""
+
+    message_id: str
+    pinned: bool = True
+
+
+class ToolCallClosed(
+    msgspec.Struct, frozen=True, kw_only=True, tag="tool_call.closed", omit_defaults=True
+):
+    """Nobody waits for the output of a tool call any more. An output that comes later counts."""
+
+    tool_call_id: str
+    reason: str | None = None
+
+
 # --- agents and runs -----------------------------------------------------------------------------
 
 
@@ -269,57 +273,6 @@ class RunStopRequested(
     reason: str | None = None
 
 
-# --- compaction ----------------------------------------------------------------------------------
-
-
-class CompactionRequested(
-    msgspec.Struct, frozen=True, kw_only=True, tag="compaction.requested", omit_defaults=True
-):
-    """Somebody asked for a summary of the older part of the context."""
-
-    reason: str | None = None
-
-
-class CompactionCompleted(
-    msgspec.Struct, frozen=True, kw_only=True, tag="compaction.completed", omit_defaults=True
-):
-    """A summary now stands in the context for events `from_seq` to `to_seq`, both included.
-
-    `kept` are the seqs of messages in that range that stay in the context beside the summary. The
-    events themselves are untouched.
-    """
-
-    summary: str
-    from_seq: int
-    to_seq: int
-    kept: list[int] = []
-    model: str | None = None
-    prompt_version: str | None = None
-    tokens_before: int | None = None
-    tokens_after: int | None = None
-    usage: Usage | None = None
-    metadata: dict[str, Any] = {}
-
-
-class CompactionReverted(
-    msgspec.Struct, frozen=True, kw_only=True, tag="compaction.reverted", omit_defaults=True
-):
-    """A compaction is undone: the context is again made of what it stood for."""
-
-    compaction_seq: int
-
-
-class CompactionFailed(
-    msgspec.Struct, frozen=True, kw_only=True, tag="compaction.failed", omit_defaults=True
-):
-    """An attempt to summarise failed; the context is as it was."""
-
-    reason: str
-    from_seq: int = 0
-    to_seq: int = 0
-    attempts: int = 1
-
-
 # --- the rest ------------------------------------------------------------------------------------
 
 
@@ -330,6 +283,13 @@ class ScratchpadWritten(
 
     name: str
     value: Any = None
+
+
+class FactPinned(msgspec.Struct, frozen=True, kw_only=True, tag="fact.pinned", omit_defaults=True):
+    """A sentence that stands in every context of the session from now on; null removes it."""
+
+    name: str
+    text: str | None = None
 
 
 class Custom(msgspec.Struct, frozen=True, kw_only=True, tag="custom", omit_defaults=True):
@@ -371,6 +331,8 @@ StoredEvent = (
     | MessageCompleted
     | MessageInterrupted
     | MessageRetracted
+    | MessagePinned
+    | ToolCallClosed
     | AgentActivated
     | AgentHandedOff
     | RunStarted
@@ -381,7 +343,9 @@ StoredEvent = (
     | CompactionCompleted
     | CompactionReverted
     | CompactionFailed
+    | CompactionPolicySet
     | ScratchpadWritten
+    | FactPinned
     | Custom
 )
 Event = StoredEvent | TokenAppended | Unrecognized | Erased
@@ -401,6 +365,8 @@ TYPE_CODES: Final[dict[str, int]] = {
     "message.completed": 13,
     "message.interrupted": 14,
     "message.retracted": 15,
+    "message.pinned": 16,
+    "tool_call.closed": 17,
     "agent.activated": 20,
     "agent.handed_off": 21,
     "run.started": 30,
@@ -411,7 +377,9 @@ TYPE_CODES: Final[dict[str, int]] = {
     "compaction.completed": 41,
     "compaction.failed": 42,
     "compaction.reverted": 43,
+    "compaction.policy_set": 44,
     "scratchpad.written": 50,
+    "fact.pinned": 51,
     "custom": 60,
 }
 """Column `type` of the table, for each tag. Numbers are for ever, like tags."""

@@ -17,6 +17,7 @@ import msgspec
 
 from eventlog import events as ev
 from eventlog import transitions as on
+from eventlog.compaction import transitions as compacting
 from eventlog.envelope import RecordedEvent
 from eventlog.state import Expiry, Handoff, OpenMessage, SessionState
 
@@ -115,6 +116,7 @@ def _apply(state: SessionState, recorded: RecordedEvent, event: ev.Event) -> Non
         case ev.SessionCleared():
             state.clears.append(recorded.seq)
             state.opened.clear()
+            state.compaction_asked = state.compaction_missed = None
             state.message_count = state.token_count = state.context_token_count = 0
         case ev.SessionRewound():
             on.rewind(state, recorded.seq, event.to_seq)
@@ -146,16 +148,23 @@ def _apply(state: SessionState, recorded: RecordedEvent, event: ev.Event) -> Non
                 state.runs[event.run_id] = STATUS_OF_RUN["stop_requested"]
         case ev.RunFinished() | ev.RunFailed():
             state.runs.pop(event.run_id, None)
-        case ev.CompactionCompleted():
-            on.compact(state, recorded, event)
-        case ev.CompactionReverted():
-            on.revert(state, recorded.seq, event.compaction_seq)
+        case (
+            ev.CompactionRequested()
+            | ev.CompactionCompleted()
+            | ev.CompactionFailed()
+            | ev.CompactionReverted()
+            | ev.CompactionPolicySet()
+            | ev.MessagePinned()
+            | ev.FactPinned()
+            | ev.ToolCallClosed()
+        ):
+            compacting.apply(state, recorded, event)
         case ev.ScratchpadWritten():
             if event.value is None:
                 state.scratchpad.pop(event.name, None)
             else:
                 state.scratchpad[event.name] = event.value
-        case ev.CompactionRequested() | ev.CompactionFailed() | ev.Custom() | ev.Unrecognized():
+        case ev.Custom() | ev.Unrecognized():
             pass
         case _:
             assert_never(event)

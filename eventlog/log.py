@@ -3,8 +3,8 @@
     append ──> batcher ──> Postgres ──> ack
                               └──> fan-out ──> Redis feeds ──> hub ──> subscriptions
 
-It reads and writes the log without any worker running. Views, caches and automatic compaction need
-the workers (`eventlog up`, or one process of each).
+It reads and writes without any worker running. Views, caches and automatic compaction need them
+(`eventlog up`, or one process of each).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import msgspec
 from eventlog.batcher import Batcher
 from eventlog.cache.session_cache import SessionCache
 from eventlog.codec import encode_event
+from eventlog.compaction.policies import Policies
 from eventlog.embedded import Servers, open_servers
 from eventlog.envelope import (
     BY_ID,
@@ -88,16 +89,15 @@ class EventLog:
         self.hub = Hub(store, self.fanout, redis_url)
         cache = None
         if self.fanout is not None and redis_url is not None:
-            ttl_seconds = settings.cache_ttl_seconds
-            cache = SessionCache(
-                self.fanout, redis_url, shards=store.shards, ttl_seconds=ttl_seconds
-            )
+            seconds = settings.cache_ttl_seconds
+            cache = SessionCache(self.fanout, redis_url, shards=store.shards, ttl_seconds=seconds)
         self.views = ViewReader(store, self.replayer, cache)
         self.parts = SessionReader(store, self.replayer, self.views)
         self.asking = SessionQueries(store, self.replayer, self.views)
-        catching_up = CatchingUp(store, self.views, self.session_id)
-        self._listing = Listing(store.tables, catching_up)
-        self._queries = LogQueries(store.tables, self.replayer, self.views, catching_up)
+        late = CatchingUp(store, self.views, self.session_id)
+        self._listing = Listing(store.tables, late)
+        self._queries = LogQueries(store.tables, self.replayer, self.views, late)
+        self.compaction = Policies(self)
         self.open_replies: dict[UUID, set[Reply]] = {}
         """Replies that this process streams now, by session."""
         self._kept: set[asyncio.Future[None]] = set()

@@ -232,7 +232,7 @@ class Replayer:
     ) -> SessionState:
         if whole:
             await self.snapshots.load(base.entries.chunks)
-            base = await self._recall(session_id, base, base.left_out)
+            base = await self.recall(session_id, base, base.left_out)
         loaded = False
         while True:  # each time round more of `base` is there
             try:
@@ -248,9 +248,9 @@ class Replayer:
                 await self.snapshots.load(wanted)
                 loaded = True
             except SummaryMissing as missing:  # it undoes the newest compaction
-                base = await self._recall(session_id, base, {missing.seq})
+                base = await self.recall(session_id, base, {missing.seq})
 
-    async def _recall(
+    async def recall(
         self, session_id: UUID, state: SessionState, seqs: Collection[int]
     ) -> SessionState:
         """The state with what its snapshot left in the log at these seqs."""

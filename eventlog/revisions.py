@@ -7,7 +7,7 @@ others append without pause it would never get a turn: after some tries it locks
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -25,11 +25,18 @@ CONTENDED_TRIES_MAX: Final = 8
 
 
 async def decide(
-    session: Session, choose: Callable[[SessionState], list[Draft]]
+    session: Session,
+    choose: Callable[[SessionState], list[Draft]],
+    *,
+    read: Callable[[], Awaitable[SessionState]] | None = None,
 ) -> tuple[SessionState, Appended | None]:
-    """Append what `choose` makes of the newest state; nothing when it chooses nothing."""
+    """Append what `choose` makes of the newest state; nothing when it chooses nothing.
+
+    `read`: how to get at that state; None: by replaying the session.
+    """
+    read = read or session.replay
     for _ in range(CONTENDED_TRIES_MAX):
-        state = await session.replay()
+        state = await read()
         drafts = choose(state)
         if not drafts:
             return state, None
@@ -37,7 +44,7 @@ async def decide(
             return state, await session.append_drafts(drafts, expected_seq=state.seq)
         except (WrongExpectedSeq, EventIdReused):
             continue
-    return await session.decide_alone(choose)
+    return await session.decide_alone(choose, read)
 
 
 def interruption(message: Message, reason: str) -> ev.MessageInterrupted:

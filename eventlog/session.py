@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -16,6 +16,7 @@ from uuid import UUID
 from eventlog import events as ev
 from eventlog import forking, revisions
 from eventlog.append_call import appended, wait_for_outcome
+from eventlog.compaction.session_part import SessionCompaction
 from eventlog.drafts import (
     BATCH_EVENTS_MAX,
     check_batch,
@@ -58,7 +59,7 @@ BATCH_BYTES_MAX: Final = 64 * 1024 * 1024
 """Payload of one atomic batch (more, when a single event may have more)."""
 
 
-class Session(SessionReads):
+class Session(SessionReads, SessionCompaction):
     """One session of a log. `id` is its UUID, `shard` the shard it lives in."""
 
     def __init__(self, log: EventLog, session_id: UUID, shard: int) -> None:
@@ -137,12 +138,14 @@ class Session(SessionReads):
         return await self.settle(command)
 
     async def decide_alone(
-        self, choose: Callable[[SessionState], list[Draft]]
+        self,
+        choose: Callable[[SessionState], list[Draft]],
+        read: Callable[[], Awaitable[SessionState]],
     ) -> tuple[SessionState, Appended | None]:
         """Read, decide and append while nobody else can append to the shard."""
         try:
             async with self._log.store.exclusively(self.shard) as commit:
-                state = await self.replay()
+                state = await read()
                 drafts = choose(state)
                 if not drafts:
                     return state, None

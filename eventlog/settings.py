@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 import platformdirs
@@ -58,6 +58,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Where workers and `eventlog up` serve metrics for Prometheus; 0: any free port; None: not."""
     metrics_host: str = "127.0.0.1"
     """Address that they listen on for it; metrics ask for no password."""
+    compaction: str | None = None
+    """The log's compaction policy, for sessions and users without one: `codex`, `module-9`, `off`,
+    or a policy as JSON. None: what `CompactionPolicy()` says."""
+    compaction_model: str = "gpt-5-mini"
+    """Model that writes summaries; `none`: they are made of sentences of the conversation."""
+    compaction_base_url: str | None = None
+    """Its endpoint, any that is compatible with OpenAI's; None: `OPENAI_BASE_URL`, or OpenAI."""
+    compaction_api: Literal["chat", "responses"] = "chat"
+    """Which of OpenAI's two APIs the endpoint is asked through."""
+    compaction_window_tokens: int | None = None
+    """How much that model can read at once; None: what is known of it."""
+    compaction_timeout_seconds: float = 120.0
+    """Longest time for one answer of that model, from first byte to last."""
+    compaction_at_once: int = 4
+    """Sessions that one compact-worker works on side by side."""
+    compaction_tokens_per_hour_max: int | None = None
+    """Tokens that all compact-workers of the log may spend in an hour; None: no limit."""
     unsafe_durability: bool = False
     """Accept a server with `fsync`, `full_page_writes` or `synchronous_commit` off."""
     log_level: str = "info"
@@ -77,6 +94,10 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "session_ttl_seconds": (1, 10**10),
     "erase_after_seconds": (0, 10**10),
     "metrics_port": (0, 65_535),
+    "compaction_window_tokens": (256, 10**9),
+    "compaction_timeout_seconds": (0.1, 3600),
+    "compaction_at_once": (1, 1_000),
+    "compaction_tokens_per_hour_max": (0, 10**12),
 }
 """Least and most that a number may be."""
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
@@ -106,6 +127,16 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
             f"EVENTLOG_LOG_LEVEL is {settings.log_level!r}; it must be {', '.join(_LOG_LEVELS)}"
         )
     return settings
+
+
+def read_model_key(environ: Mapping[str, str] | None = None) -> str | None:
+    """The key for the model that writes summaries: EVENTLOG_COMPACTION_API_KEY or OPENAI_API_KEY.
+
+    It is no field of `Settings`, so that nothing that shows settings shows it.
+    """
+    source = os.environ if environ is None else environ
+    names = ("EVENTLOG_COMPACTION_API_KEY", "OPENAI_API_KEY")
+    return next((key for name in names if (key := source.get(name, "").strip())), None)
 
 
 def _convert(kind: type, value: object) -> object:

@@ -24,6 +24,7 @@ from uuid import UUID
 
 import msgspec
 
+from eventlog.compaction.transitions import compaction_of
 from eventlog.entries import CHUNK_LENGTH, Chunk, Entries
 from eventlog.errors import Unavailable
 from eventlog.events import AgentHandedOff, CompactionCompleted, Event
@@ -238,12 +239,9 @@ def with_earlier(
         if not isinstance(event, CompactionCompleted) or event.to_seq != bare.to_seq:
             raise SnapshotDamaged
         return msgspec.structs.replace(
-            bare,
-            kept=event.kept,
-            summary=event.summary,
-            model=event.model,
-            tokens_before=event.tokens_before,
-            tokens_after=event.tokens_after,
+            compaction_of(bare.seq, event),
+            recorded_at=bare.recorded_at,
+            reverted_seq=bare.reverted_seq,
         )
 
     def handoff(bare: Handoff) -> Handoff:
@@ -265,5 +263,9 @@ def with_earlier(
 
 def _bare_compaction(each: Compaction) -> Compaction:
     return Compaction(
-        seq=each.seq, from_seq=each.from_seq, to_seq=each.to_seq, reverted_seq=each.reverted_seq
+        seq=each.seq,
+        from_seq=each.from_seq,
+        to_seq=each.to_seq,
+        recorded_at=each.recorded_at,
+        reverted_seq=each.reverted_seq,
     )

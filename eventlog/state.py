@@ -14,15 +14,13 @@ from uuid import UUID
 
 import msgspec
 
+from eventlog.compaction.policy import CompactionPolicy
 from eventlog.entries import Chunk, Entries, Message, NotLoaded
-from eventlog.events import ToolCall
+from eventlog.event_values import ToolCall, Usage
+from eventlog.rendering import provider_dicts
 
-FOLD_VERSION: Final = 2
+FOLD_VERSION: Final = 3
 """Raise this when `evolve` gives another result for old events: older snapshots are dropped."""
-SUMMARY_PREFIX: Final = (
-    "The earlier part of this conversation was summarised to save space. The summary:\n\n"
-)
-"""What a model reads before a summary in its context."""
 
 
 class SummaryMissing(NotLoaded):
@@ -34,7 +32,10 @@ class SummaryMissing(NotLoaded):
 
 
 class Compaction(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A summary that stands, or stood, in the context for a range of events."""
+    """A summary that stands, or stood, in the context for a range of events.
+
+    The fields of `CompactionCompleted`, where it stands in the log, and what undid it.
+    """
 
     seq: int
     from_seq: int
@@ -42,9 +43,36 @@ class Compaction(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     kept: list[int] = []
     summary: str = ""
     model: str | None = None
+    prompt_version: str | None = None
+    method: str = ""
     tokens_before: int | None = None
     tokens_after: int | None = None
+    context_tokens: int | None = None
+    estimated: bool = False
+    usage: Usage | None = None
+    calls: int = 0
+    duration_ms: int | None = None
+    recorded_at: datetime | None = None
     reverted_seq: int = 0
+
+
+class CompactionAsked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Somebody asked for a compaction, and nobody has answered yet."""
+
+    seq: int
+    instructions: str | None = None
+
+
+class CompactionMissed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The last attempt to compact, which failed: the fields of `CompactionFailed`, and when."""
+
+    seq: int
+    reason: str
+    kind: str = ""
+    attempts: int = 1
+    to_seq: int = 0
+    retry_after_ms: int | None = None
+    recorded_at: datetime
 
 
 class Handoff(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -127,6 +155,17 @@ class SessionHeader(msgspec.Struct, kw_only=True, omit_defaults=True):
     scratchpad: dict[str, Any] = {}
     clears: list[int] = []
     compactions: list[Compaction] = []
+    compaction_policy: CompactionPolicy | None = None
+    """What the session's own events say; None: its user's counts, or the log's."""
+    compaction_asked: CompactionAsked | None = None
+    compaction_missed: CompactionMissed | None = None
+    """The newest failure since the context was compacted last, or changed otherwise."""
+    pinned: list[str] = []
+    """Ids of messages that stay in the context word for word."""
+    facts: dict[str, str] = {}
+    """Pinned facts by name: they stand in every context."""
+    closings: list[tuple[int, str]] = []
+    """Seqs that say of a tool call that nobody waits for it any more, with the call's id."""
     retractions: list[tuple[int, int]] = []
     rewinds: list[tuple[int, int]] = []
     """Seq and target of the rewinds, without those that a later one took back with the rest."""
@@ -218,6 +257,11 @@ class SessionState(SessionHeader, kw_only=True):
         return sum(1 for each in self.compactions if not each.reverted_seq)
 
     @property
+    def closed_calls(self) -> dict[str, int]:
+        """Tool calls that nobody waits for any more, each with the newest seq that says so."""
+        return {call_id: seq for seq, call_id in self.closings}
+
+    @property
     def open_messages(self) -> list[Message]:
         """Messages that still stream."""
         settle(self)
@@ -254,25 +298,16 @@ class SessionState(SessionHeader, kw_only=True):
     def context(self) -> list[dict[str, Any]]:
         """What a model sees next, as dicts in the form of the chat completions API.
 
-        With a compaction standing: the messages it kept, its summary, then all that came after.
-        Replies that still stream are left out; interrupted ones are in, with the text that was
-        seen, but without tool calls that nobody answered: their arguments may break off anywhere.
+        Instructions, pinned facts, what a standing compaction kept, its summary, then all that
+        came after. Replies that still stream are left out; interrupted ones are in, with the text
+        that was seen. Every tool call is followed by its output, or by a word that there is none.
         """
-        standing = self.compaction
-        result: list[dict[str, Any]] = []
-        summary_due = standing is not None
-        messages = self.context_messages()
-        answered = {each.tool_call_id for each in messages if each.tool_call_id is not None}
-        for each in messages:
-            message = _without_orphans(each, answered)
-            if standing is not None and summary_due and message.seq > standing.to_seq:
-                result.append({"role": "user", "content": SUMMARY_PREFIX + standing.summary})
-                summary_due = False
-            if message.content or message.tool_calls or message.role != "assistant":
-                result.append(_as_provider_dict(message))
-        if standing is not None and summary_due:
-            result.append({"role": "user", "content": SUMMARY_PREFIX + standing.summary})
-        return result
+        return provider_dicts(
+            self.context_messages(),
+            compaction=self.compaction,
+            facts=self.facts,
+            closed_calls=self.closed_calls,
+        )
 
 
 def settle(state: SessionState) -> None:
@@ -290,29 +325,3 @@ def settle(state: SessionState) -> None:
             opened.index,
             msgspec.structs.replace(message, content=text, reasoning=reasoning, tool_calls=calls),
         )
-
-
-def _without_orphans(message: Message, answered: set[str]) -> Message:
-    """An interrupted message without the tool calls that nobody answered; others as they are."""
-    if message.status != "interrupted" or not message.tool_calls:
-        return message
-    calls = [call for call in message.tool_calls if call.id in answered]
-    return msgspec.structs.replace(message, tool_calls=calls)
-
-
-def _as_provider_dict(message: Message) -> dict[str, Any]:
-    result: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.name:
-        result["name"] = message.name
-    if message.tool_calls:
-        result["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": call.arguments},
-            }
-            for call in message.tool_calls
-        ]
-    if message.tool_call_id:
-        result["tool_call_id"] = message.tool_call_id
-    return result

@@ -46,6 +46,16 @@ LOG_EVENTS: Final[dict[str, str]] = {
     "rebuild.lease_lost": "another process works on this shard of the rebuild now",
     "rebuild.switch_waits": "rebuilt tables could not be switched just now; it is tried again",
     "rebuild.switched": "rebuilt views are in service",
+    "compactor.started": "a compact-worker began: which model it asks, where, or that it asks none",
+    "compactor.redis_lost": "due sessions are found in Postgres alone until Redis is back",
+    "compactor.redis_back": "due sessions are shared out through Redis again",
+    "compaction.completed": "a summary was appended",
+    "compaction.failed": "no summary came about; when it is tried again is in the session's events",
+    "compaction.superseded": "the context was changed while it was summarised; the summary is void",
+    "compaction.nothing_to_do": "a session was due, and nothing in it can be summarised",
+    "compaction.postponed": "no model may be asked now; the session waits, and nothing is appended",
+    "compaction.taken_over": "a worker fell silent; another goes on with its session",
+    "compaction.claim_lost": "this worker was silent for too long; its session is another's now",
     "metrics.listening": "this process serves its metrics at this address",
     "metrics.failed": "a server could not be asked for what the metrics say of it",
     "worker.started": "a worker began",
@@ -79,6 +89,11 @@ class Metrics(msgspec.Struct):
     scratchpad_cache_misses: int = 0
     context_cache_hits: int = 0
     context_cache_misses: int = 0
+    compaction_input_tokens: int = 0
+    compaction_output_tokens: int = 0
+    compactions_superseded: int = 0
+    compactions_postponed: int = 0
+    compaction_claims_taken_over: int = 0
 
 
 METRIC_HELP: Final[dict[str, str]] = {
@@ -103,10 +118,36 @@ METRIC_HELP: Final[dict[str, str]] = {
     "scratchpad_cache_misses": "Scratchpads that Redis did not have, or not as new as demanded",
     "context_cache_hits": "Contexts read from Redis",
     "context_cache_misses": "Contexts that Redis did not have at the seq that was needed",
+    "compaction_input_tokens": "Tokens that models read to write summaries, as they reported it",
+    "compaction_output_tokens": "Tokens that models wrote for summaries, as they reported it",
+    "compactions_superseded": "Summaries that came too late: the context was another by then",
+    "compactions_postponed": "Compactions put off because no model may be asked just now",
+    "compaction_claims_taken_over": "Sessions whose compact-worker fell silent",
 }
 """What each counter counts, as Prometheus shows it."""
 
 metrics: Final = Metrics()
+
+
+class Tallies(msgspec.Struct):
+    """Counters of this process with one label each: how often, by the label's value."""
+
+    compactions: dict[str, int] = {}
+    compaction_failures: dict[str, int] = {}
+
+
+TALLY_HELP: Final[dict[str, tuple[str, str]]] = {
+    "compactions": ("method", "Summaries that were appended"),
+    "compaction_failures": ("kind", "Attempts to compact that failed"),
+}
+"""The label of each, and what it counts."""
+
+tallies: Final = Tallies()
+
+
+def tally(counts: dict[str, int], value: str) -> None:
+    """Count one with this value of the label."""
+    counts[value] = counts.get(value, 0) + 1
 
 
 def count_cache_read(what: Literal["view", "scratchpad", "context"], hit: bool) -> bool:
@@ -136,17 +177,21 @@ class Histogram:
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
+_MINUTES: Final = (0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
+
 
 class Durations(msgspec.Struct):
     """How long things took in this process since it started."""
 
     commit: Histogram = msgspec.field(default_factory=lambda: Histogram((0.0005, *_SECONDS)))
     projection_batch: Histogram = msgspec.field(default_factory=lambda: Histogram(_SECONDS))
+    compaction: Histogram = msgspec.field(default_factory=lambda: Histogram(_MINUTES))
 
 
 DURATION_HELP: Final[dict[str, str]] = {
     "commit": "Round trip of a commit to Postgres that was answered",
     "projection_batch": "Folding and writing one batch of a shard's rows, in one transaction",
+    "compaction": "One attempt to compact a session, from the plan to the event",
 }
 
 durations: Final = Durations()

@@ -15,7 +15,7 @@ from eventlog import events as ev
 from eventlog.entries import ChunkMissing, Message
 from eventlog.envelope import RecordedEvent
 from eventlog.events import Usage
-from eventlog.state import Compaction, OpenMessage, SessionState, Spent, settle
+from eventlog.state import OpenMessage, SessionState, Spent, settle
 
 SECONDS_PER_DAY: Final = 24 * 3600
 
@@ -45,7 +45,7 @@ def add(state: SessionState, recorded: RecordedEvent, event: ev.MessageAdded) ->
     state.entries.append(message)
     state.message_count += 1
     _count_tokens(state, message, 1)
-    _spend(state, recorded, event.usage, event.agent, event.model)
+    spend(state, recorded, event.usage, event.agent, event.model)
     if event.agent and event.agent != state.current_agent:
         _follow(state, event.agent)
 
@@ -91,7 +91,7 @@ def close(
     message = state.entries[opened.index] if opened is not None else None
     if isinstance(event, ev.MessageCompleted):
         agent, model = (message.agent, message.model) if message is not None else (None, None)
-        _spend(state, recorded, event.usage, agent, model)
+        spend(state, recorded, event.usage, agent, model)
     if opened is None or message is None:
         return  # cleared or rewound away while it streamed
     match event:
@@ -161,6 +161,7 @@ def create(state: SessionState, recorded: RecordedEvent, event: ev.SessionCreate
     state.runs = {}
     state.run_count = 0
     state.usage = {}
+    state.compaction_asked = None
 
 
 def erase(state: SessionState, recorded: RecordedEvent, event: ev.Erased) -> None:
@@ -222,6 +223,10 @@ def rewind(state: SessionState, seq: int, to_seq: int) -> None:
         for each in state.compactions
         if each.seq <= to_seq
     ]
+    if state.compaction_asked is not None and state.compaction_asked.seq > to_seq:
+        state.compaction_asked = None
+    state.compaction_missed = None
+    state.closings = [each for each in state.closings if each[0] <= to_seq]
     state.activations = [(at, agent) for at, agent in state.activations if at <= to_seq]
     state.current_agent = _last_agent(state)
     while state.handoff is not None and state.handoff.seq > to_seq:
@@ -229,7 +234,7 @@ def rewind(state: SessionState, seq: int, to_seq: int) -> None:
     visible = state.messages
     state.message_count = len(visible)
     state.token_count = sum(each.token_count or 0 for each in visible)
-    _count_context(state)
+    count_context(state)
 
 
 def _last_agent(state: SessionState) -> str | None:
@@ -271,37 +276,6 @@ def _reopened(message: Message) -> Message:
     )
 
 
-def compact(state: SessionState, recorded: RecordedEvent, event: ev.CompactionCompleted) -> None:
-    seq = recorded.seq
-    # Made while someone rewound to before its end: it tells of what is no longer said.
-    stale = state.is_rewound(event.to_seq)
-    state.compactions.append(
-        Compaction(
-            seq=seq,
-            from_seq=event.from_seq,
-            to_seq=event.to_seq,
-            kept=event.kept,
-            summary=event.summary,
-            model=event.model,
-            tokens_before=event.tokens_before,
-            tokens_after=event.tokens_after,
-            reverted_seq=seq if stale else 0,
-        )
-    )
-    _spend(state, recorded, event.usage, None, event.model)
-    _count_context(state)
-
-
-def revert(state: SessionState, seq: int, compaction_seq: int) -> None:
-    state.compactions = [
-        msgspec.structs.replace(each, reverted_seq=seq)
-        if each.seq == compaction_seq and not each.reverted_seq
-        else each
-        for each in state.compactions
-    ]
-    _count_context(state)
-
-
 # --- counting ------------------------------------------------------------------------------------
 
 
@@ -314,7 +288,7 @@ def _count_tokens(state: SessionState, message: Message, sign: int) -> None:
             state.context_token_count += sign * message.token_count
 
 
-def _count_context(state: SessionState) -> None:
+def count_context(state: SessionState) -> None:
     """Count again after a compaction: of older messages only those in the context are read."""
     if missing := state.missing_for_context():
         raise ChunkMissing(*(chunk.stored_as for chunk in missing))
@@ -323,7 +297,7 @@ def _count_context(state: SessionState) -> None:
     state.context_token_count = inside + ((standing.tokens_after or 0) if standing else 0)
 
 
-def _spend(
+def spend(
     state: SessionState,
     recorded: RecordedEvent,
     usage: Usage | None,

@@ -25,6 +25,7 @@ import asyncpg
 import msgspec
 
 from eventlog.envelope import Row
+from eventlog.errors import Unavailable
 from eventlog.log import EventLog
 from eventlog.queries import query
 from eventlog.telemetry import durations, get_logger, metrics
@@ -225,4 +226,4 @@ def _is_refusal(error: Exception) -> bool:
         return (error.sqlstate or "")[:2] in REFUSING_CLASSES
     if isinstance(error, asyncpg.InterfaceError):
         return isinstance(error, ValueError)  # the driver can't send the value
-    return not isinstance(error, OSError | asyncpg.InternalClientError)
+    return not isinstance(error, OSError | Unavailable | asyncpg.InternalClientError)

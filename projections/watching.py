@@ -79,6 +79,7 @@ class PostgresFacts(msgspec.Struct, frozen=True, kw_only=True):
     active_soon: int
     active_recently: int
     open_replies: int
+    compactions_due: int = 0
     """Each is counted up to `COUNTED_MAX`."""
     newest: list[ActiveSession]
 
@@ -231,6 +232,7 @@ async def look_at_postgres(store: PostgresStore) -> PostgresFacts:
     parked: dict[str, int] = dict(await store.fetch("parked_counts"))  # type: ignore[arg-type]
     counts = (SOON_SECONDS, RECENT_SECONDS, COUNTED_MAX)
     soon, recently, replies, uptime = (await store.fetch("activity", store.tenant_id, *counts))[0]
+    due = (await store.fetch("count_due_contexts", store.tenant_id, COUNTED_MAX))[0][0]
     newest = await store.fetch("newest_sessions", store.tenant_id, NEWEST_SESSIONS)
     return PostgresFacts(
         epoch=identity.epoch,
@@ -240,6 +242,7 @@ async def look_at_postgres(store: PostgresStore) -> PostgresFacts:
         active_soon=soon,
         active_recently=recently,
         open_replies=replies,
+        compactions_due=due,
         newest=[_active(*record) for record in newest],
     )
 

@@ -1142,3 +1142,64 @@ where tenant_id = $1 and status = 'deleted'
   and (updated_at, session_id) > ($2, $3) and updated_at <= now() - $4::float8 * interval '1 second'
 order by updated_at, session_id
 limit $5;
+
+-- name: write_context_views
+-- Brings sizes of contexts up to date, and answers for which sessions work is due now. A session that was
+-- due stays due since then, and one that a worker has put off stays so: a further message changes neither.
+-- What a worker has found at a later seq counts more.
+insert into eventlog.context_views as v (
+  shard, session_id, tenant_id, seq, tokens, threshold, is_full, why, due_at)
+select * from unnest(
+  $1::smallint[], $2::uuid[], $3::int[], $4::bigint[], $5::bigint[], $6::bigint[], $7::boolean[], $8::text[],
+  $9::timestamptz[])
+on conflict (shard, session_id) do update set
+  seq = excluded.seq, tokens = excluded.tokens, threshold = excluded.threshold, is_full = excluded.is_full,
+  why = case when v.why = 'postponed' and excluded.why = 'over_threshold' then v.why else excluded.why end,
+  due_at = case
+    when excluded.why = 'over_threshold' and v.why in ('over_threshold', 'postponed')
+      or excluded.why = 'asked' and v.why = 'asked' then coalesce(v.due_at, excluded.due_at)
+    else excluded.due_at end
+where v.seq <= excluded.seq and (
+  v.threshold <> excluded.threshold or v.is_full <> excluded.is_full
+  or abs(v.tokens - excluded.tokens) * 20 >= excluded.threshold
+  or (v.due_at is null) <> (excluded.due_at is null)
+  or v.why <> excluded.why and not (v.why = 'postponed' and excluded.why = 'over_threshold')
+  or excluded.why = 'backing_off' and v.due_at <> excluded.due_at)
+returning v.session_id, v.tenant_id, coalesce(v.due_at <= now(), false);
+
+-- name: drop_context_views
+-- Drops rows of contexts that are small by now.
+delete from eventlog.context_views v
+using unnest($1::smallint[], $2::uuid[], $3::bigint[]) as d (shard, session_id, seq)
+where v.shard = d.shard and v.session_id = d.session_id and v.seq <= d.seq;
+
+-- name: remove_context_view
+-- Removes a session's row, before it is made again from the log.
+delete from eventlog.context_views where shard = $1 and session_id = $2;
+
+-- name: due_contexts
+-- Sessions that are due now, those that wait longest first, after a place in that list.
+select shard, session_id, due_at
+from eventlog.context_views
+where tenant_id = $1 and due_at is not null and due_at <= now() and (due_at, session_id) > ($2, $3)
+order by due_at, session_id
+limit $4;
+
+-- name: settle_context
+-- What a worker found at a seq. Nothing, where the projection has seen more meanwhile.
+update eventlog.context_views
+set seq = $3, tokens = $4, threshold = $5, is_full = $6, why = $7, due_at = $8
+where shard = $1 and session_id = $2 and seq <= $3;
+
+-- name: put_context_off
+-- Lets a session be for $3 seconds, whatever is wrong with it.
+update eventlog.context_views
+set why = 'postponed', due_at = now() + $3::float8 * interval '1 second'
+where shard = $1 and session_id = $2;
+
+-- name: count_due_contexts
+-- How many sessions of a tenant are due now. Nothing is counted beyond $2.
+select count(*) from (
+  select from eventlog.context_views
+  where tenant_id = $1 and due_at is not null and due_at <= now() limit $2
+) as due;

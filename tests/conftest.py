@@ -8,23 +8,37 @@
     open_log                        opens further logs on the same database, as other processes do
     new_database                    databases that a test may change in other ways than by rows
 
+Property tests try the same examples at every run, so that a verdict is about the code and not about
+luck; `EVENTLOG_TEST_RANDOM=1` lets them look for others.
+
 `EVENTLOG_TEST_POSTGRES_URL` and `EVENTLOG_TEST_REDIS_URL` add servers. Nothing is started before a
 test asks for it, and then once for each process of the run.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from hypothesis import settings
 
 from eventlog import EventLog, Settings
 from eventlog.memory import MemoryStore
 from eventlog.testing import FakeClock
 from tests.support.servers import PostgresUnderTest, TestServers, pairs, postgres_names, redis_names
+
+settings.register_profile(
+    "tests",
+    deadline=None,  # machines differ in speed
+    max_examples=100,
+    print_blob=True,
+    derandomize=not os.environ.get("EVENTLOG_TEST_RANDOM"),
+)
+settings.load_profile("tests")
 
 OpenLog = Callable[..., Awaitable[EventLog]]
 """`await open_log(redis=…, settings=…, **settings)`: another EventLog on the test's database."""

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from eventlog import events as ev
 from eventlog.codec import INTEGER_MAX, INTEGER_MIN
+from eventlog.compaction.policy import CompactionPolicy
 from eventlog.envelope import RecordedEvent
 from tests.factories import SESSION, recorded
 
@@ -91,34 +92,63 @@ def frames() -> st.SearchStrategy[ev.TokensAppended]:
     )
 
 
+def policies() -> st.SearchStrategy[CompactionPolicy | None]:
+    """When a session is to be compacted."""
+    return st.none() | st.builds(
+        CompactionPolicy,
+        name=texts(),
+        enabled=st.booleans(),
+        threshold_tokens=st.none() | st.integers(1, 10**9),
+        threshold_share=st.none() | st.floats(0.01, 1.0),
+        window_tokens=st.none() | st.integers(1, 10**9),
+        messages_min=st.integers(0, 10**6),
+        keep_messages=st.none() | st.integers(0, 10**6),
+        keep_tokens=st.none() | st.integers(0, 10**9),
+        keep_user_tokens=st.integers(0, 10**9),
+        summary_tokens_max=st.integers(16, 10**6),
+        orphan_seconds=st.floats(0, 10**9),
+    )
+
+
 _BY_FIELD: Final[dict[str, st.SearchStrategy[Any]]] = {
     "agent": st.none() | texts(),
     "attempts": _COUNTS,
+    "calls": _COUNTS,
     "channel": st.sampled_from(CHANNELS),
     "compaction_seq": _COUNTS,
     "content": contents(),
     "context": json_values(),
+    "context_tokens": st.none() | _COUNTS,
     "data": json_values(),
+    "duration_ms": st.none() | _COUNTS,
     "error": texts(),
+    "estimated": st.booleans(),
     "expires_at": st.none(),
     "finish_reason": st.none() | texts(),
     "from_agent": st.none() | texts(),
     "from_seq": _COUNTS,
+    "instructions": st.none() | texts(),
     "kept": st.lists(_COUNTS, max_size=4),
     "key": st.none() | texts(),
+    "kind": texts(),
     "message_id": texts(),
+    "method": texts(),
     "metadata": json_objects(),
     "model": st.none() | texts(),
     "name": st.none() | texts(),
     "native": json_values(),
     "parent_seq": _COUNTS,
     "parent_session_id": st.none() | st.uuids(),
+    "pinned": st.booleans(),
+    "policy": policies(),
     "prompt_version": st.none() | texts(),
     "reason": st.none() | texts(),
     "reasoning": texts(),
+    "retry_after_ms": st.none() | _COUNTS,
     "role": st.sampled_from(ROLES),
     "run_id": texts(),
     "summary": texts(40),
+    "text": st.none() | texts(),
     "title": st.none() | texts(),
     "to_agent": texts(),
     "to_seq": _COUNTS,
@@ -138,6 +168,8 @@ _SPECIAL: Final[dict[tuple[type, str], st.SearchStrategy[Any]]] = {
     (ev.CompactionFailed, "reason"): texts(),
     (ev.AgentActivated, "agent"): texts(),
     (ev.ScratchpadWritten, "name"): texts(),
+    (ev.FactPinned, "name"): texts(),
+    (ev.ToolCallClosed, "tool_call_id"): texts(),
     (ev.Custom, "name"): texts(),
 }
 """Fields that are stricter than their namesakes."""
@@ -252,7 +284,8 @@ class Script:
     def add(self) -> None:
         role = self._draw(st.sampled_from(("user", "user", "assistant", "system", "tool")))
         named = self._draw(st.booleans())
-        calls = [ev.ToolCall(id="c1", name="look")] if role == "assistant" and named else []
+        calling = role == "assistant" and named
+        ids = self._draw(st.sampled_from((("c1",), ("c1", "c2"), ("c2", "c2")))) if calling else ()
         message_id = self._new_id() if named else ""
         each = self.append(
             ev.MessageAdded(
@@ -260,8 +293,8 @@ class Script:
                 content=self._draw(_WORDS),
                 message_id=message_id,
                 agent=self._draw(_AGENTS) if role == "assistant" else None,
-                tool_calls=calls,
-                tool_call_id="c1" if role == "tool" else None,
+                tool_calls=[ev.ToolCall(id=each, name="look") for each in ids],
+                tool_call_id=self._draw(_CALLS) if role == "tool" else None,
                 token_count=self._draw(_FEW),
                 usage=self._draw(_USAGE),
                 metadata=self._draw(_METADATA),
@@ -289,7 +322,7 @@ class Script:
             return
         message_id = self._pick(list(self._writing))
         channel = self._draw(st.sampled_from(CHANNELS))
-        tool_call_id = self._draw(st.sampled_from(("c1", "c2"))) if "tool" in channel else None
+        tool_call_id = self._draw(_CALLS) if "tool" in channel else None
         for text in self._draw(st.lists(_WORDS, min_size=1, max_size=5)):
             self._writing[message_id] = self._writing[message_id].plus(channel, text, tool_call_id)
             streaming = dict(self.line.streaming)
@@ -416,7 +449,7 @@ class Script:
 
     def fact(self) -> None:
         """Something that is no part of the conversation."""
-        kind = self._draw(st.integers(0, 6))
+        kind = self._draw(st.integers(0, 5))
         if kind == 0:
             value = self._draw(st.none() | json_values(3))
             self.append(ev.ScratchpadWritten(name=self._draw(_KEYS), value=value))
@@ -426,15 +459,41 @@ class Script:
         elif kind == 2:
             self.append(ev.Custom(name="app.seen", data=self._draw(json_values(3))))
         elif kind == 3:
-            self.append(ev.CompactionRequested())
+            self.append(ev.CompactionPolicySet(policy=self._draw(policies())))
         elif kind == 4:
-            self.append(ev.CompactionFailed(reason="refused"))
-        elif kind == 5:
             ttl_seconds = self._draw(st.none() | st.integers(1, 9))
             self.append(ev.SessionExpirySet(ttl_seconds=ttl_seconds))
         else:
             data = b'{"type":"future.happened","x":1}'
             self.append(ev.Unrecognized(tag="future.happened", data=data))
+
+    def stay(self) -> None:
+        """Something that is to stay in every context; or no longer."""
+        kind = self._draw(st.integers(0, 2))
+        if kind == 0:
+            text = self._draw(st.none() | _WORDS)
+            self.append(ev.FactPinned(name=self._draw(_KEYS), text=text))
+            return
+        ids = [message_id for _, message_id in self.line.visible] or ["unknown"]
+        self.append(ev.MessagePinned(message_id=self._pick(ids), pinned=kind == 1))
+
+    def end_call(self) -> None:
+        """A tool call that nobody waits for any more, whether it was made or not."""
+        self.append(ev.ToolCallClosed(tool_call_id=self._draw(_CALLS)))
+
+    def try_compaction(self) -> None:
+        """Somebody asks for one, or one fails."""
+        if self._draw(st.booleans()):
+            instructions = self._draw(st.none() | _WORDS)
+            self.append(ev.CompactionRequested(instructions=instructions))
+            return
+        failed = ev.CompactionFailed(
+            reason="refused",
+            kind=self._draw(st.sampled_from(("", "refused", "timeout"))),
+            attempts=self._draw(st.integers(1, 3)),
+            usage=self._draw(_USAGE),
+        )
+        self.append(failed)
 
     def fork(self) -> None:
         """Go on as a fork: what follows the chosen seq is left to the parent."""
@@ -497,6 +556,7 @@ class Script:
 
 
 _WORDS: Final = st.sampled_from(("hello ", "wörld ", "\u0000", "👩‍👩‍👧 ", "", "a b c "))
+_CALLS: Final = st.sampled_from(("c1", "c2"))
 _AGENTS: Final = st.sampled_from((None, "planner", "coder"))
 _TITLES: Final = st.sampled_from((None, "t1", "t2"))
 _KEYS: Final = st.sampled_from(("a", "b"))
@@ -509,6 +569,7 @@ _ACTIONS: Final = (
     *("add", "add", "add", "start", "start", "write", "write", "write", "write"),
     *("complete", "complete", "interrupt", "retract", "retract", "clear", "rewind", "rewind"),
     *("compact", "compact", "revert", "agent", "agent", "run", "fact"),
+    *("stay", "stay", "end_call", "try_compaction"),
 )
 
 

@@ -33,10 +33,12 @@ from eventlog.postgres import PostgresStore
 from eventlog.telemetry import (
     DURATION_HELP,
     METRIC_HELP,
+    TALLY_HELP,
     Histogram,
     durations,
     get_logger,
     metrics,
+    tallies,
 )
 from projections.lag import held_by, worker_name
 from projections.watching import Look, PostgresFacts, RedisFacts, Watch
@@ -126,6 +128,11 @@ def of_process() -> Iterator[Metric]:
     for name in metrics.__struct_fields__:
         said = METRIC_HELP.get(name, name.replace("_", " "))
         yield CounterMetricFamily(f"eventlog_{name}", said, value=getattr(metrics, name))
+    for name, (label, said) in TALLY_HELP.items():
+        family = CounterMetricFamily(f"eventlog_{name}", said, labels=(label,))
+        for value, count in tuple(getattr(tallies, name).items()):
+            family.add_metric((value,), count)
+        yield family
     for name in durations.__struct_fields__:
         said = DURATION_HELP.get(name, name.replace("_", " "))
         yield _histogram(f"eventlog_{name}_seconds", said, getattr(durations, name))
@@ -196,6 +203,11 @@ def _of_sessions(facts: PostgresFacts) -> Iterator[Metric]:
         "eventlog_replies_open",
         "Replies of the tenant that are being streamed, up to 10,000",
         value=facts.open_replies,
+    )
+    yield GaugeMetricFamily(
+        "eventlog_compactions_due",
+        "Sessions of the tenant that are due for compaction, up to 10,000",
+        value=facts.compactions_due,
     )
 
 

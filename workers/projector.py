@@ -17,14 +17,22 @@ import random
 import secrets
 import socket
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from eventlog.errors import EventLogError
 from eventlog.log import EventLog
 from eventlog.telemetry import get_logger
 from projections.cache import CacheWriter
-from projections.checkpoint import LEASE_SECONDS, Fenced, Lease, Leases, postgres_of
+from projections.checkpoint import (
+    LEASE_SECONDS,
+    PROJECTION,
+    Fenced,
+    Lease,
+    Leases,
+    postgres_of,
+)
 from projections.checkpoint import lag as lag_of
+from projections.folding import Change
 from projections.projection import Projection
 from projections.rebuild import due
 from workers.runtime import Backoff, pause, repeat, report_failure, unless_stopped
@@ -59,6 +67,22 @@ async def lag(log: EventLog) -> dict[int, int]:
     return dict(enumerate(await lag_of(postgres_of(log))))
 
 
+class AfterBatch(Protocol):
+    """What is done about a shard beside its batches. What it raises has the shard begun anew."""
+
+    async def refresh(self, shard: int, position: int) -> None:
+        """A shard was taken over at a position."""
+        ...
+
+    async def write(self, changes: list[Change]) -> None:
+        """A batch with these changes was committed."""
+        ...
+
+    async def catch_up(self) -> None:
+        """There is nothing to be projected just now."""
+        ...
+
+
 class Projector:
     """One worker's shards and the tasks on them."""
 
@@ -69,19 +93,23 @@ class Projector:
         name: str | None = None,
         lease_seconds: float = LEASE_SECONDS,
         projection: Projection | None = None,
+        after_batch: AfterBatch | None = None,
     ) -> None:
+        """`projection`: None: the views. `after_batch`: None: the caches of the views."""
         self.owner = f"{name or f'{socket.gethostname()}:{os.getpid()}'}:{secrets.token_hex(4)}"
         self.projection = projection or Projection(log)
         self._log = log
         self._leases = Leases(
             postgres_of(log), self.projection.name, self.owner, seconds=lease_seconds
         )
-        self._cache = CacheWriter(log)
+        self._after_batch: AfterBatch = after_batch or CacheWriter(log)
         self._shards: dict[int, _ShardTask] = {}
         self._ending: set[asyncio.Task[None]] = set()
         """Shards that are given up, each after the batch it is at; renewals don't wait for them."""
         self._turn = asyncio.Semaphore(BATCHES_AT_ONCE_MAX)
         self._joined = False
+        name = self.projection.name
+        self._worker = "projector" if name == PROJECTION else f"projector of {name}"
 
     @property
     def shards(self) -> list[int]:
@@ -91,7 +119,7 @@ class Projector:
     async def run(self, stop: asyncio.Event) -> None:
         """Hold and project a fair share of the shards until `stop`."""
         try:
-            await repeat("projector", stop, self.tend, every_seconds=self._leases.seconds / 3)
+            await repeat(self._worker, stop, self.tend, every_seconds=self._leases.seconds / 3)
         finally:
             await self._leave()
 
@@ -100,7 +128,8 @@ class Projector:
         if not self._joined:
             await self._leases.join()
             self._joined = True
-            await self._warn_of_old_views()
+            if self.projection.name == PROJECTION:
+                await self._warn_of_old_views()
         for shard, each in list(self._shards.items()):
             if each.task.done() and not each.stop.is_set():  # it lost its lease
                 self._shards.pop(shard).task.result()
@@ -130,7 +159,10 @@ class Projector:
             self._shards[lease.shard] = _ShardTask(lease, self._project)
         if leases:
             shards = sorted(lease.shard for lease in leases)
-            _log.info("projector.leases_taken", shards=shards, held=len(self._shards))
+            name = self.projection.name
+            _log.info(
+                "projector.leases_taken", projection=name, shards=shards, held=len(self._shards)
+            )
 
     def _give_up(self, given: _ShardTask, *, release: bool) -> None:
         """Let a shard's task end after the batch it is at. Until it is released it is renewed."""
@@ -147,9 +179,12 @@ class Projector:
         try:
             await self._leases.release([given.lease])
         except EventLogError as error:
-            report_failure("projector", error, step="release")  # the lease expires by itself
+            report_failure(self._worker, error, step="release")  # the lease expires by itself
             return
-        _log.info("projector.leases_released", shards=[given.lease.shard], held=len(self._shards))
+        name, shards = self.projection.name, [given.lease.shard]
+        _log.info(
+            "projector.leases_released", projection=name, shards=shards, held=len(self._shards)
+        )
 
     async def _leave(self) -> None:
         held = [each.lease for each in self._shards.values()]
@@ -161,7 +196,7 @@ class Projector:
                 await self._leases.release(held)
                 await self._leases.leave()
         except (EventLogError, TimeoutError) as error:
-            report_failure("projector", error, step="leave")  # the leases expire by themselves
+            report_failure(self._worker, error, step="leave")  # the leases expire by themselves
 
     # --- one shard ---
 
@@ -172,11 +207,15 @@ class Projector:
             try:
                 await self._follow(lease, stop, backoff)
             except Fenced as error:
-                _log.info("projector.lease_lost", shard=lease.shard, error=str(error))
+                name = self.projection.name
+                _log.info(
+                    "projector.lease_lost", projection=name, shard=lease.shard, error=str(error)
+                )
                 return
             except Exception as error:
                 _log.warning(
                     "projector.batch_failed",
+                    projection=self.projection.name,
                     shard=lease.shard,
                     error=f"{type(error).__name__}: {error}",
                     exc_info=None if isinstance(error, EventLogError) else error,
@@ -185,7 +224,7 @@ class Projector:
 
     async def _follow(self, lease: Lease, stop: asyncio.Event, backoff: Backoff) -> None:
         progress = await self.projection.begin(lease)
-        await self._cache.refresh(lease.shard, progress.position)
+        await self._after_batch.refresh(lease.shard, progress.position)
         feed = self._log.feed({lease.shard: progress.position})
         try:
             while True:
@@ -193,13 +232,13 @@ class Projector:
                 if rows is None:
                     return
                 if not rows:
-                    await self._cache.catch_up()
+                    await self._after_batch.catch_up()
                     continue
                 async with self._turn:
                     if stop.is_set():
                         return
                     changes = await self.projection.apply(progress, rows)
-                await self._cache.write(changes)
+                await self._after_batch.write(changes)
                 backoff.reset()
         finally:
             feed.close()

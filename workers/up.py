@@ -22,6 +22,7 @@ from eventlog.embedded import Servers, open_servers
 from eventlog.schema import migrate
 from workers.commands.arguments import MetricsHost, MetricsPort, metrics_place
 from workers.commands.opening import prepare, waiting
+from workers.compactor import run_compactor
 from workers.expirer import run_expirer
 from workers.metrics import serving_metrics
 from workers.projector import run_projector
@@ -32,12 +33,13 @@ from workers.terminal import make_console, safe
 
 Worker = Callable[[EventLog, asyncio.Event], Awaitable[None]]
 
-# The one place that says what `up` runs: the compactor and the gateway get their lines here.
+# The one place that says what `up` runs: the gateway gets its line here.
 WORKERS: Final[dict[str, tuple[Worker, str]]] = {
     "relay": (run_relay, "copies to Redis what it lacks"),
     "projector": (run_projector, "keeps the views of sessions and messages"),
     "reaper": (run_reaper, "ends replies whose writers died"),
     "expirer": (run_expirer, "deletes sessions whose time is over, and erases"),
+    "compactor": (run_compactor, "summarises what has grown too long for its model"),
 }
 NEEDS_REDIS: Final = {"relay"}
 
@@ -45,8 +47,9 @@ NEEDS_REDIS: Final = {"relay"}
 async def up(*, metrics_port: MetricsPort = None, metrics_host: MetricsHost = None) -> int:
     """Run everything in one process, for development.
 
-    That is: servers, migrations, relay, projector, reaper and expirer. Without settings
-    the servers are embedded, in a data folder that is kept. Ctrl-C stops all.
+    That is: servers, migrations, relay, projector, reaper, expirer and compactor.
+    Without settings the servers are embedded, in a data folder that is kept, and
+    summaries are made without a model. Ctrl-C stops all.
 
         eventlog up
         eventlog up --metrics-port 9100

@@ -222,17 +222,11 @@ class _Reader:
         return None
 
     def _compacted(self, event: ev.CompactionCompleted) -> ImportedCompaction:
-        return ImportedCompaction(
-            summary=event.summary,
+        return ImportedCompaction.of(
+            event,
             covers_from=self._index_at(event.from_seq - 1) + 1,
             covers_to=self._index_at(event.to_seq),
             kept=[self._index_at(seq) for seq in event.kept if self._is_placed(seq)],
-            model=event.model,
-            prompt_version=event.prompt_version,
-            tokens_before=event.tokens_before,
-            tokens_after=event.tokens_after,
-            usage=event.usage,
-            metadata=event.metadata,
         )
 
     def _index_at(self, seq: int) -> int:

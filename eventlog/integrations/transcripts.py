@@ -59,8 +59,29 @@ class ImportedCompaction(msgspec.Struct, frozen=True, kw_only=True):
     prompt_version: str | None = None
     tokens_before: int | None = None
     tokens_after: int | None = None
+    context_tokens: int | None = None
+    estimated: bool = False
+    method: str = ""
     usage: Usage | None = None
+    calls: int = 0
+    duration_ms: int | None = None
     metadata: dict[str, Any] = {}
+
+    @staticmethod
+    def of(
+        event: CompactionCompleted, *, covers_from: int, covers_to: int, kept: list[int]
+    ) -> ImportedCompaction:
+        """What an event says, with indexes where it has seqs."""
+        said = {name: getattr(event, name) for name in _SAID}
+        return ImportedCompaction(covers_from=covers_from, covers_to=covers_to, kept=kept, **said)
+
+    def placed(self, *, from_seq: int, to_seq: int, kept: list[int]) -> CompactionCompleted:
+        """The event, with seqs where this has indexes."""
+        said = {name: getattr(self, name) for name in _SAID}
+        return CompactionCompleted(from_seq=from_seq, to_seq=to_seq, kept=kept, **said)
+
+
+_SAID: Final = set(CompactionCompleted.__struct_fields__) - {"from_seq", "to_seq", "kept"}
 
 
 class ImportedRewind(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,17 +181,10 @@ def _resolved(imported: list[ImportedEvent], first_seq: int) -> Iterator[StoredE
         match each.event:
             case ImportedCompaction() as event:
                 to_seq = max(0, first_seq + event.covers_to)
-                yield CompactionCompleted(
-                    summary=event.summary,
+                yield event.placed(
                     from_seq=min(first_seq + event.covers_from, to_seq),
                     to_seq=to_seq,
                     kept=[first_seq + index for index in event.kept],
-                    model=event.model,
-                    prompt_version=event.prompt_version,
-                    tokens_before=event.tokens_before,
-                    tokens_after=event.tokens_after,
-                    usage=event.usage,
-                    metadata=event.metadata,
                 )
             case ImportedRewind() as event:
                 to_seq = max(0, first_seq + event.to)

@@ -24,7 +24,9 @@ class CommandLine:
 
     def __init__(self, settings: Mapping[str, str]) -> None:
         kept = {
-            name: value for name, value in os.environ.items() if not name.startswith("EVENTLOG")
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("EVENTLOG", "OPENAI"))
         }
         kept.pop("COLUMNS", None)
         self.environment = {

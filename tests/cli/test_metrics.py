@@ -19,10 +19,14 @@ from eventlog.errors import InvalidSetting
 from eventlog.telemetry import (
     DURATION_HELP,
     METRIC_HELP,
+    TALLY_HELP,
     Durations,
     Histogram,
     Metrics,
+    Tallies,
+    durations,
     metrics,
+    tally,
 )
 from eventlog.testing import message
 from projections.watching import Look, Watch
@@ -113,6 +117,7 @@ async def test_metrics_when_scraped_tell_of_the_log(log: EventLog, url: str) -> 
     assert found["eventlog_feed_last_position", (shard,)] == 3
     assert found["eventlog_sessions_active", ()] == 2
     assert found["eventlog_replies_open", ()] == 0
+    assert found["eventlog_compactions_due", ()] == 0
     assert (found["eventlog_postgres_up", ()], found["eventlog_redis_up", ()]) == (1, 1)
     assert found["eventlog_redis_used_bytes", ()] > 0
     assert found["process_resident_memory_bytes", ()] > 0
@@ -133,7 +138,9 @@ async def test_metrics_when_scraped_have_every_counter_of_the_process(
     assert metrics.commits == before + 1
     for name in Durations.__struct_fields__:
         count = found[f"eventlog_{name}_seconds_count", ()]
-        assert count == found[f"eventlog_{name}_seconds_bucket", (("le", "+Inf"),)] > 0
+        assert count == found[f"eventlog_{name}_seconds_bucket", (("le", "+Inf"),)]
+        assert count == sum(getattr(durations, name).counts)
+    for name in ("commit", "projection_batch"):
         assert found[f"eventlog_{name}_seconds_sum", ()] > 0
 
 
@@ -142,6 +149,21 @@ def test_counters_when_listed_say_what_they_count() -> None:
 
     assert set(METRIC_HELP) == set(Metrics.__struct_fields__)
     assert set(DURATION_HELP) == set(Durations.__struct_fields__)
+    assert set(TALLY_HELP) == set(Tallies.__struct_fields__)
+
+
+def test_tallies_when_scraped_are_counters_with_a_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line for each value that was counted."""
+    counted = Tallies()
+    monkeypatch.setattr(served, "tallies", counted)
+    for kind in ("timeout", "timeout", "refused"):
+        tally(counted.compaction_failures, kind)
+
+    found = parsed(served.render(None))
+
+    name = "eventlog_compaction_failures_total"
+    assert found[name, (("kind", "timeout"),)] == 2
+    assert found[name, (("kind", "refused"),)] == 1
 
 
 def test_counter_when_it_is_new_is_served_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,19 +40,20 @@ async def test_up_when_started_runs_everything_until_interrupted(tmp_path: Path)
         "projector",
         "reaper",
         "expirer",
+        "compactor",
         "16 shards",
         "stopped",
     ):
         assert name in running.output
 
 
-@pytest.mark.parametrize("worker", ["relay", "project", "reap", "expire-worker"])
+@pytest.mark.parametrize("worker", ["relay", "project", "reap", "expire-worker", "compact-worker"])
 async def test_worker_when_told_to_stop_ends_cleanly(eventlog: CommandLine, worker: str) -> None:
     """Each is its own process, and SIGTERM is how a supervisor ends it: exit code 0."""
     async with await eventlog.start(worker) as running:
         assert running.process.stderr is not None
         async with asyncio.timeout(WAIT_SECONDS_MAX):
-            assert b"worker.started" in await running.process.stderr.readline()
+            assert b".started" in await running.process.stderr.readline()
         seconds = await running.interrupt(signal.SIGTERM)
 
         assert running.process.returncode == 0

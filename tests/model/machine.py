@@ -8,12 +8,22 @@ processes die in the middle of what they do. After each action every session is 
 from __future__ import annotations
 
 from tests.model.breaking import Dying, Forgetting
+from tests.model.compacting import Compacting
 from tests.model.erasing import Erasing
 from tests.model.reading import Following, Projecting, Replaying
 from tests.model.writing import Appending, Replying, Revising
 
 
 class ConversationMachine(
-    Appending, Replying, Revising, Replaying, Following, Projecting, Forgetting, Dying, Erasing
+    Appending,
+    Replying,
+    Revising,
+    Compacting,
+    Replaying,
+    Following,
+    Projecting,
+    Forgetting,
+    Dying,
+    Erasing,
 ):
     """All actions together."""

@@ -47,6 +47,12 @@ facts: Final = st.sampled_from(
         ev.RunFailed(run_id="s", error="\0"),
         ev.Custom(name="app.seen", data="\0"),
         ev.CompactionCompleted(summary="all", from_seq=1, to_seq=2, kept=[2]),
+        ev.CompactionRequested(instructions="short"),
+        ev.CompactionFailed(reason="busy", kind="timeout", attempts=2),
+        ev.MessageAdded(
+            role="assistant", tool_calls=[ev.ToolCall(id="c1", name="look")], message_id="calls"
+        ),
+        ev.MessageAdded(role="tool", content="found\0", tool_call_id="c1", message_id="found"),
     )
 )
 """Events that are no messages."""

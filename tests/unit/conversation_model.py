@@ -14,7 +14,8 @@ import msgspec
 from eventlog import events as ev
 from eventlog.entries import Message
 from eventlog.envelope import RecordedEvent
-from eventlog.state import SUMMARY_PREFIX, SessionState
+from eventlog.state import SessionState
+from tests.unit.rendering_model import Shown, render, shown_of
 
 
 class Said(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +27,7 @@ class Said(msgspec.Struct, frozen=True, kw_only=True):
     content: Any = ""
     reasoning: str = ""
     tool_calls: tuple[ev.ToolCall, ...] = ()
+    tool_call_id: str | None = None
     agent: str | None = None
     model: str | None = None
     metadata: dict[str, Any] = {}
@@ -50,6 +52,8 @@ class Conversation(msgspec.Struct, frozen=True):
     said: tuple[Said, ...] = ()
     summaries: tuple[Summary, ...] = ()
     cleared_seq: int = 0
+    closings: tuple[tuple[int, str], ...] = ()
+    """Seqs that say of a tool call that nobody waits for it."""
     agent: str | None = None
     handoff: tuple[int, str | None, str] | None = None
     live: tuple[int, ...] = ()
@@ -70,6 +74,11 @@ class Model:
         self.agents: list[str] = []
         self.usage: Counter[tuple[str | None, str | None, str]] = Counter()
         self.expiry: int | str | None = "policy"
+        self.facts: dict[str, str] = {}
+        self.pinned: list[str] = []
+        self.policy: Any = None
+        self.asked: tuple[int, str | None] | None = None
+        self.missed: tuple[int, str, int] | None = None
 
     def follow(self, recorded: RecordedEvent) -> None:
         """Go on to the next event."""
@@ -79,6 +88,7 @@ class Model:
             self.now = self.past[event.to_seq]
         self._converse(recorded, event)
         self._learn(event)
+        self._try(seq, event)
         self.now = _with(self.now, live=(*self.now.live, seq))
         self.past.append(self.now)
         assert len(self.past) == seq + 1
@@ -94,6 +104,7 @@ class Model:
                     content=event.content,
                     reasoning=event.reasoning,
                     tool_calls=tuple(event.tool_calls),
+                    tool_call_id=event.tool_call_id,
                     agent=event.agent,
                     model=event.model,
                     metadata=event.metadata,
@@ -146,6 +157,8 @@ class Model:
                         for each in now.summaries
                     ),
                 )
+            case ev.ToolCallClosed():
+                self.now = _with(now, closings=(*now.closings, (seq, event.tool_call_id)))
             case ev.AgentActivated():
                 self.now = _with(now, agent=event.agent)
             case ev.AgentHandedOff():
@@ -175,7 +188,10 @@ class Model:
                 streaming = [each for each in self.now.said if each.status == "open"]
                 known = [each for each in streaming if each.message_id == event.message_id]
                 agent, model = (known[0].agent, known[0].model) if known else (None, None)
-            case ev.CompactionCompleted(usage=ev.Usage() as usage):
+            case (
+                ev.CompactionCompleted(usage=ev.Usage() as usage)
+                | ev.CompactionFailed(usage=ev.Usage() as usage)
+            ):
                 agent, model = None, event.model
             case _:
                 return
@@ -209,10 +225,43 @@ class Model:
                 self.runs[event.run_id] = "stopping"
             case ev.RunFinished() | ev.RunFailed():
                 self.runs.pop(event.run_id, None)
+            case ev.FactPinned():
+                self.facts.pop(event.name, None)
+                if event.text is not None:
+                    self.facts[event.name] = event.text
+            case ev.MessagePinned():
+                self.pinned = [each for each in self.pinned if each != event.message_id]
+                self.pinned += [event.message_id] * event.pinned
+            case ev.CompactionPolicySet():
+                self.policy = event.policy
             case ev.AgentHandedOff():
                 self._meet(event.to_agent)
             case ev.AgentActivated() | ev.MessageAdded() | ev.MessageStarted():
                 self._meet(event.agent)
+            case _:
+                pass
+
+    def _try(self, seq: int, event: ev.Event) -> None:
+        """What is known of compactions that were asked for, or failed."""
+        match event:
+            case ev.CompactionRequested():
+                self.asked = (seq, event.instructions)
+            case ev.CompactionFailed():
+                self.asked = None
+                if event.kind != "nothing_to_do":
+                    self.missed = (seq, event.kind, event.attempts)
+            case ev.CompactionCompleted() | ev.SessionCleared():
+                self.asked = self.missed = None
+            case ev.CompactionReverted():
+                before = self.past[-1].summaries
+                if any(each.seq == event.compaction_seq and each.stands for each in before):
+                    self.missed = None
+            case ev.SessionRewound():
+                self.missed = None
+                if self.asked is not None and self.asked[0] > event.to_seq:
+                    self.asked = None
+            case ev.SessionCreated():
+                self.asked = None  # the parent was asked, not the fork
             case _:
                 pass
 
@@ -243,22 +292,15 @@ class Model:
             and (standing is None or each.seq > standing.to_seq or each.seq in standing.kept)
         ]
 
-    def context(self) -> list[tuple[str, Any]]:
-        """Role and content of all that a model sees next."""
-        standing, seen = self.standing, []
-        answered = {"c1"} if any(each.role == "tool" for each in self.in_context()) else set()
-        for each in self.in_context():
-            calls = [
-                call
-                for call in each.tool_calls
-                if each.status != "interrupted" or call.id in answered
-            ]
-            if each.content or calls or each.role != "assistant":
-                seen.append((each.seq, each.role, each.content))
-        if standing is not None:
-            place = len([seq for seq, _, _ in seen if seq <= standing.to_seq])
-            seen.insert(place, (standing.to_seq, "user", SUMMARY_PREFIX + standing.text))
-        return [(role, content) for _, role, content in seen]
+    def context(self) -> list[Shown]:
+        """All that a model sees next."""
+        standing = self.standing
+        return render(
+            self.in_context(),
+            summary=None if standing is None else (standing.to_seq, standing.text),
+            facts=self.facts,
+            closings=self.now.closings,
+        )
 
     def view(self) -> dict[str, Any]:
         """Everything that the model and the fold should agree on."""
@@ -284,12 +326,17 @@ class Model:
             "usage": +self.usage,
             "input_tokens": sum(n for (*_, what), n in self.usage.items() if what == "input"),
             "expiry": self.expiry,
+            "facts": self.facts,
+            "pinned": self.pinned,
+            "policy": self.policy,
+            "asked": self.asked,
+            "missed": self.missed,
         }
 
 
 def view_of(state: SessionState) -> dict[str, Any]:
     """The same of a state of the fold under test."""
-    handoff = state.handoff
+    handoff, asked, missed = state.handoff, state.compaction_asked, state.compaction_missed
     usage: Counter[tuple[str | None, str | None, str]] = Counter()
     for (_, agent, model), spent in state.usage.items():
         usage[agent, model, "generations"] += spent.generations
@@ -299,7 +346,7 @@ def view_of(state: SessionState) -> dict[str, Any]:
         "messages": [said_of(each) for each in state.messages],
         "message_count": state.message_count,
         "token_count": state.token_count,
-        "context": [(each["role"], each["content"]) for each in state.context()],
+        "context": shown_of(state.context()),
         "context_token_count": state.context_token_count,
         "open": [each.message_id for each in state.open_messages],
         "compaction": state.compaction.seq if state.compaction else None,
@@ -315,6 +362,11 @@ def view_of(state: SessionState) -> dict[str, Any]:
         "usage": +usage,
         "input_tokens": state.input_tokens,
         "expiry": "policy" if state.expiry is None else state.expiry.ttl_seconds,
+        "facts": state.facts,
+        "pinned": state.pinned,
+        "policy": state.compaction_policy,
+        "asked": (asked.seq, asked.instructions) if asked else None,
+        "missed": (missed.seq, missed.kind, missed.attempts) if missed else None,
     }
 
 
@@ -327,6 +379,7 @@ def said_of(message: Message) -> Said:
         content=message.content,
         reasoning=message.reasoning,
         tool_calls=tuple(message.tool_calls),
+        tool_call_id=message.tool_call_id,
         agent=message.agent,
         model=message.model,
         metadata=message.metadata,

@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from eventlog.codec import decode_event, encode_event, encode_frame
+from eventlog.compaction.policy import MODULE_9, OFF, CompactionPolicy
 from eventlog.errors import CorruptEvent, EventLogError
 from eventlog.events import (
     EVENT_CLASSES,
@@ -24,12 +25,15 @@ from eventlog.events import (
     AgentHandedOff,
     CompactionCompleted,
     CompactionFailed,
+    CompactionPolicySet,
     CompactionRequested,
     CompactionReverted,
     Custom,
+    FactPinned,
     MessageAdded,
     MessageCompleted,
     MessageInterrupted,
+    MessagePinned,
     MessageRetracted,
     MessageStarted,
     RunFailed,
@@ -47,6 +51,7 @@ from eventlog.events import (
     StoredEvent,
     TokensAppended,
     ToolCall,
+    ToolCallClosed,
     Unrecognized,
     Usage,
     tag_of,
@@ -205,6 +210,56 @@ EXPECTED: Final[list[StoredEvent]] = [
     ScratchpadWritten(name="plan"),
     Custom(name="app.rated"),
     Custom(name="app.rated", data={"stars": 5}),
+    MessagePinned(message_id="m1"),
+    MessagePinned(message_id="m1", pinned=False),
+    ToolCallClosed(tool_call_id="call_1"),
+    ToolCallClosed(tool_call_id="call_1", reason="no output was recorded"),
+    FactPinned(name="budget"),
+    FactPinned(name="budget", text="At most 300 €."),
+    CompactionPolicySet(),
+    CompactionPolicySet(policy=CompactionPolicy()),
+    CompactionPolicySet(policy=OFF),
+    CompactionPolicySet(policy=MODULE_9),
+    CompactionPolicySet(
+        policy=CompactionPolicy(
+            name="mine",
+            enabled=False,
+            threshold_tokens=50_000,
+            threshold_share=0.75,
+            window_tokens=200_000,
+            messages_min=4,
+            keep_messages=None,
+            keep_tokens=5_000,
+            keep_user_tokens=2_000,
+            summary_tokens_max=900,
+            orphan_seconds=60.5,
+        )
+    ),
+    CompactionRequested(instructions="Keep the file names."),
+    CompactionCompleted(
+        summary="They talked about the weather.",
+        from_seq=1,
+        to_seq=90,
+        model="m-small",
+        tokens_before=90000,
+        tokens_after=1200,
+        context_tokens=120000,
+        estimated=True,
+        method="model",
+        usage=Usage(input_tokens=88000, output_tokens=400),
+        calls=2,
+        duration_ms=5210,
+    ),
+    CompactionFailed(
+        reason="429 Too Many Requests",
+        kind="rate_limited",
+        from_seq=1,
+        to_seq=90,
+        attempts=2,
+        retry_after_ms=20000,
+        model="m-small",
+        usage=Usage(input_tokens=88000),
+    ),
 ]
 
 PAIRS: Final = list(zip(LINES, EXPECTED, strict=False))
@@ -235,24 +290,41 @@ DEFAULTS: Final[dict[str, dict[str, object]]] = {
     },
     "message.interrupted": {"content": "", "reasoning": "", "tool_calls": [], "reason": ""},
     "message.retracted": {"reason": None},
+    "message.pinned": {"pinned": True},
+    "tool_call.closed": {"reason": None},
     "agent.activated": {},
     "agent.handed_off": {"from_agent": None, "context": None},
     "run.started": {"agent": None, "metadata": {}},
     "run.finished": {"usage": None},
     "run.failed": {"error": ""},
     "run.stop_requested": {"reason": None},
-    "compaction.requested": {"reason": None},
+    "compaction.requested": {"reason": None, "instructions": None},
     "compaction.completed": {
         **{"kept": [], "model": None, "prompt_version": None, "tokens_before": None},
         **{"tokens_after": None, "usage": None, "metadata": {}},
+        **{"context_tokens": None, "estimated": False, "method": "", "calls": 0},
+        **{"duration_ms": None},
     },
     "compaction.reverted": {},
-    "compaction.failed": {"from_seq": 0, "to_seq": 0, "attempts": 1},
+    "compaction.failed": {
+        **{"kind": "", "from_seq": 0, "to_seq": 0, "attempts": 1},
+        **{"retry_after_ms": None, "model": None, "usage": None},
+    },
+    "compaction.policy_set": {"policy": None},
     "scratchpad.written": {"value": None},
+    "fact.pinned": {"text": None},
     "custom": {"data": None},
 }
 """What a field that isn't in the bytes stands for. Defaults aren't written: they are part of the
 format like tags, and changing one would change what old events say."""
+
+POLICY_DEFAULTS: Final[dict[str, object]] = {
+    **{"name": "", "enabled": True, "threshold_tokens": None, "threshold_share": 0.9},
+    **{"window_tokens": None, "messages_min": 2, "keep_messages": 20, "keep_tokens": 10_000},
+    **{"keep_user_tokens": 20_000, "summary_tokens_max": 4_000, "orphan_seconds": 600.0},
+}
+"""The same of the policy inside `compaction.policy_set`. Who wants another default for those that
+set nothing changes what the settings say, not these."""
 
 NUMBERS: Final = {
     "session.created": 1,
@@ -268,6 +340,8 @@ NUMBERS: Final = {
     "message.completed": 13,
     "message.interrupted": 14,
     "message.retracted": 15,
+    "message.pinned": 16,
+    "tool_call.closed": 17,
     "agent.activated": 20,
     "agent.handed_off": 21,
     "run.started": 30,
@@ -278,7 +352,9 @@ NUMBERS: Final = {
     "compaction.completed": 41,
     "compaction.failed": 42,
     "compaction.reverted": 43,
+    "compaction.policy_set": 44,
     "scratchpad.written": 50,
+    "fact.pinned": 51,
     "custom": 60,
 }
 """A second copy on purpose: a number that changes by accident changes in one place only."""
@@ -333,16 +409,32 @@ def test_corpus_when_a_type_is_missing_is_noticed() -> None:
 def test_defaults_when_compared_are_those_of_all_time() -> None:
     """What was left out of old bytes still means the same; a new field is added to the table."""
     for kind in EVENT_CLASSES:
-        defaults = {
-            field.name: field.default
-            if field.default_factory is msgspec.NODEFAULT
-            # mypy calls a factory's type `object`
-            else field.default_factory()
-            for field in msgspec.structs.fields(kind)
-            if not field.required
-        }
+        assert defaults_of(kind) == DEFAULTS[str(kind.__struct_config__.tag)]
+    assert defaults_of(CompactionPolicy) == POLICY_DEFAULTS
 
-        assert defaults == DEFAULTS[str(kind.__struct_config__.tag)]
+
+def test_corpus_when_compared_with_a_policy_has_all_of_it() -> None:
+    """Each field of a policy is written in some line, and so is a policy that is all defaults."""
+    policies = [
+        msgspec.json.decode(line)["policy"]
+        for line, meaning in PAIRS
+        if isinstance(meaning, CompactionPolicySet) and meaning.policy is not None
+    ]
+
+    assert {name for each in policies for name in each} == set(CompactionPolicy.__struct_fields__)
+    assert {} in policies
+
+
+def defaults_of(kind: type[msgspec.Struct]) -> dict[str, object]:
+    """What fields stand for that aren't given."""
+    return {
+        field.name: field.default
+        if field.default_factory is msgspec.NODEFAULT
+        # mypy calls a factory's type `object`
+        else field.default_factory()
+        for field in msgspec.structs.fields(kind)
+        if not field.required
+    }
 
 
 def test_type_codes_when_read_are_the_numbers_of_all_time() -> None:

@@ -17,10 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventlog import events as ev
+from eventlog.compaction.policy import MODULE_9, OFF
 from eventlog.entries import CHUNK_LENGTH, Chunk, ChunkMissing, Entries, Message
 from eventlog.envelope import RecordedEvent
 from eventlog.folding import apply, collect, copy, evolve, fold, initial
-from eventlog.state import SUMMARY_PREFIX, SessionHeader, SessionState
+from eventlog.rendering import SUMMARY_PREFIX
+from eventlog.state import SessionHeader, SessionState
 from tests.factories import (
     BEGIN,
     SESSION,
@@ -207,6 +209,10 @@ def test_evolve_when_called_changes_nothing_that_went_in(past: list[RecordedEven
         [ev.SessionRewound(to_seq=seq) for seq in (1, 2, 3)],
         [ev.CompactionRequested(), *(ev.CompactionFailed(reason="x") for _ in "ab")],
         [ev.CompactionCompleted(summary="s", from_seq=1, to_seq=1) for _ in "abc"],
+        [ev.CompactionPolicySet(policy=each) for each in (OFF, MODULE_9, None)],
+        [ev.MessagePinned(message_id=name) for name in "aba"],
+        [ev.FactPinned(name=name, text=name) for name in "aba"],
+        [ev.ToolCallClosed(tool_call_id=name) for name in "aba"],
         [ev.MessageAdded(role="user", content=name) for name in "abc"],
         [ev.MessageStarted(message_id=name) for name in "abc"],
     ],
@@ -259,19 +265,23 @@ def test_rewind_when_to_any_seq_brings_back_the_conversation_of_that_seq(
     to_seq = data.draw(st.sampled_from([s for s in range(len(past) + 1) if not now.is_rewound(s)]))
     then = state_of(past[:to_seq])
     then = after(then, *[interruption(each) for each in then.open_messages])
+    then = msgspec.structs.replace(then, facts=now.facts)  # facts stay as they are
 
     rewound = fold(now, rewinding(past, to_seq))
 
     for name in (
         *("messages", "context", "message_count", "token_count", "context_token_count", "opened"),
         *("compaction", "compactions", "clears", "retractions", "current_agent", "agent_history"),
-        *("handoff", "earlier_handoffs"),
+        *("handoff", "earlier_handoffs", "closings"),
     ):
         was, is_now = observable(then)[name], observable(rewound)[name]
         if name == "messages":
             was, is_now = ([unnumbered(each) for each in those] for those in (was, is_now))
         assert is_now == was, name
-    for name in ("title", "metadata", "scratchpad", "runs", "run_count", "agents", "input_tokens"):
+    for name in (
+        *("title", "metadata", "scratchpad", "runs", "run_count", "agents", "input_tokens"),
+        *("facts", "pinned", "compaction_policy"),
+    ):
         assert getattr(rewound, name) == getattr(now, name), name
 
 
@@ -1132,11 +1142,12 @@ def test_usage_when_reported_adds_up() -> None:
     [
         ev.Custom(name="app.rated", data={"stars": 5}),
         ev.Unrecognized(tag="message.translated", data=b"{}"),
-        ev.CompactionRequested(),
-        ev.CompactionFailed(reason="refused"),
         ev.RunFinished(run_id="unknown"),
         ev.MessageRetracted(message_id="unknown"),
         ev.CompactionReverted(compaction_seq=99),
+        ev.FactPinned(name="unknown"),
+        ev.MessagePinned(message_id="unknown", pinned=False),
+        ev.CompactionPolicySet(),
     ],
 )
 def test_event_when_it_is_no_concern_of_the_state_only_moves_it_on(event: ev.Event) -> None:

@@ -29,13 +29,19 @@ def print_conversation(console: Console, state: SessionState, *, full: bool = Fa
         while upcoming is not None and upcoming.seq < message.seq:
             print_compaction(console, upcoming, full=full)
             upcoming = next(dividers, None)
-        print_message(console, message, calls, full=full)
+        pinned = message.message_id in state.pinned
+        print_message(console, message, calls, full=full, pinned=pinned)
     for last in itertools.chain([upcoming] if upcoming else [], dividers):
         print_compaction(console, last, full=full)
 
 
 def print_message(
-    console: Console, message: Message, calls: dict[str, str], *, full: bool = False
+    console: Console,
+    message: Message,
+    calls: dict[str, str],
+    *,
+    full: bool = False,
+    pinned: bool = False,
 ) -> None:
     """One message. `calls` remembers the names of tools by call id, for their outputs."""
     for call in message.tool_calls:
@@ -44,6 +50,8 @@ def print_message(
     names = [message.agent, message.name]
     if message.role == "tool":
         names = [calls.get(message.tool_call_id or "") or message.name]
+    if pinned:
+        names.append("pinned")
     console.print(look.heading(message.role, *names, seq=message.seq, at=message.recorded_at))
     if message.reasoning:
         lines = WHOLE if full else REASONING_LINES
@@ -73,6 +81,10 @@ def print_compaction(console: Console, compaction: Compaction, *, full: bool = F
         title = f"compaction #{compaction.seq}: of what came before the first event"
     sizes = {"before": compaction.tokens_before, "after": compaction.tokens_after}
     facts = [f"{count:,} tokens {when}" for when, count in sizes.items() if count is not None]
+    if compaction.method == "extractive":
+        facts.append("without a model")
+    elif compaction.model:
+        facts.append(f"by {safe_line(compaction.model, 40)}")
     if compaction.reverted_seq:
         facts.append(f"taken back at #{compaction.reverted_seq}")
     console.print()
@@ -86,15 +98,22 @@ def print_context(
 ) -> None:
     """What a model sees next, message by message."""
     for number, message in enumerate(messages, 1):
-        console.print()
-        console.print(look.heading(str(message["role"]), f"{number}"))
-        content = message.get("content")
-        if isinstance(content, str | list) and content:
-            text = look.plain_text(content)
-            if full:
-                look.print_prose(console, text)
-            else:
-                look.print_cut(console, text, "", lines=2 * OUTPUT_LINES)
-        calls = message.get("tool_calls")
-        for call in calls if isinstance(calls, list) else []:
-            console.print(Text(f"  → {safe_line(str(call['function']['name']))}", look.CALL))
+        print_context_message(console, message, f"{number}", full=full)
+
+
+def print_context_message(
+    console: Console, message: dict[str, object], *names: str | None, full: bool = False
+) -> None:
+    """One message as a model sees it. `names` stand behind its role."""
+    console.print()
+    console.print(look.heading(str(message["role"]), *names))
+    content = message.get("content")
+    if isinstance(content, str | list) and content:
+        text = look.plain_text(content)
+        if full:
+            look.print_prose(console, text)
+        else:
+            look.print_cut(console, text, "", lines=2 * OUTPUT_LINES)
+    calls = message.get("tool_calls")
+    for call in calls if isinstance(calls, list) else []:
+        console.print(Text(f"  → {safe_line(str(call['function']['name']))}", look.CALL))

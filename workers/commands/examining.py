@@ -1,4 +1,5 @@
-"""What `eventlog doctor` looks at: servers, schema, privileges, Redis, feeds, views, data folder.
+"""What `eventlog doctor` looks at: servers, schema, privileges, Redis, feeds, views,
+compaction, data folder.
 
 Every check makes a `Finding`: ok, warn or fail, what was found, and advice. What depends on
 something that failed is not looked at: it would only fail for the same reason.
@@ -28,6 +29,7 @@ from projections.checkpoint import postgres_of
 from projections.lag import lag, projection_names
 from projections.rebuild import due
 from projections.watching import parse_info
+from workers.commands.compaction_finding import compaction_finding
 from workers.commands.falling_behind import lag_findings, parked_findings, version_findings
 from workers.commands.finding import Finding, State, size, size_of
 from workers.commands.look import plural
@@ -238,6 +240,7 @@ class Examination:
                 if redis_works and log.fanout is not None:
                     self._feeds(heads, await log.fanout.ends())
                 await self._views(log)
+                self.findings.append(await compaction_finding(log))
         except EventLogError as error:
             self.say("log", "fail", str(error))
 

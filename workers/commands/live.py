@@ -10,6 +10,7 @@ from rich.text import Text
 from eventlog import RecordedEvent
 from eventlog import events as ev
 from workers.commands import look
+from workers.commands.event_words import words_of
 from workers.commands.flow import CutLine, Flow
 from workers.terminal import safe_json, safe_line
 
@@ -60,6 +61,9 @@ class LiveView:
             case ev.CompactionCompleted() as event:
                 self.note(f"compaction: events {event.from_seq} to {event.to_seq} are summarised")
                 look.print_wrapped(self._console, event.summary, look.QUIET, lines=SUMMARY_LINES)
+            case ev.CompactionFailed(kind=kind, attempts=attempts, reason=reason):
+                self.note(f"no summary: {kind or 'failed'}, attempt {attempts}", look.WRONG)
+                look.print_wrapped(self._console, reason, look.QUIET, lines=SUMMARY_LINES)
             case event:
                 if not self._brief:
                     self._other(recorded, event)
@@ -159,7 +163,9 @@ class LiveView:
         self._spoken = ""
         left = self._console.width - 24
         line = Text(f"· {safe_line(ev.tag_of(event), 40)}", look.QUIET)
-        if not isinstance(event, ev.Unrecognized):
+        if words := words_of(event, self._calls):
+            line.append(f" {safe_line(words, max(10, left))}")
+        elif not isinstance(event, ev.Unrecognized):
             line.append(f" {safe_line(safe_json(event), max(10, left))}")
         line.append(f" #{recorded.seq}")
         self._console.print(line, soft_wrap=True)

@@ -19,7 +19,9 @@ from eventlog import EventLog
 from eventlog.errors import EventLogError, InvalidRequest, Unavailable
 from eventlog.views import unescape_text
 from projections.checkpoint import PROJECTION, postgres_of
+from projections.contexts import CONTEXTS, ContextViews
 from projections.parking import retry_parked
+from projections.projection import VIEWS
 from workers.commands import look
 from workers.commands.arguments import AsJson
 from workers.commands.opening import open_log
@@ -124,11 +126,12 @@ async def _retry_each(log: EventLog, console: Console, found: list[Parked]) -> i
 async def _retry(log: EventLog, each: Parked) -> tuple[str, str, str]:
     """Mark, words and style of what came of it."""
     name = safe_line(each.name)
-    if each.projection != PROJECTION:
+    if each.projection not in (PROJECTION, CONTEXTS):
         said = f"{name} is parked by {each.projection}, which meets it again when it runs again"
         return "!", said, look.UNDER_WAY
     try:
-        seq = await retry_parked(log, each.session_id)
+        views = VIEWS if each.projection == PROJECTION else (ContextViews(log),)
+        seq = await retry_parked(log, each.session_id, name=each.projection, views=views)
     except Unavailable:
         raise
     except InvalidRequest:

@@ -1,4 +1,4 @@
-"""`eventlog migrate`, `relay`, `project`, `reap`, `expire-worker`: each piece of the service."""
+"""`eventlog migrate`, and the workers as commands: each piece of the service."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from eventlog.schema import check_applied, inspect_server, migrations
 from eventlog.schema import migrate as migrate_schema
 from workers.commands.arguments import MetricsHost, MetricsPort, metrics_place
 from workers.commands.opening import prepare, waiting
+from workers.compactor import run_compactor
 from workers.expirer import run_expirer
 from workers.metrics import serving_metrics
 from workers.projector import run_projector
@@ -122,6 +123,37 @@ async def expire_worker(
         EVENTLOG_SESSION_TTL_SECONDS=2592000 eventlog expire-worker
     """
     return await _serve(run_expirer, metrics_host, metrics_port)
+
+
+async def compact_worker(
+    *,
+    name: Annotated[str | None, Parameter(help="What to call it; else host and pid.")] = None,
+    metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = None,
+) -> int:
+    """Run a compact-worker: it summarises what has grown too long.
+
+    A session is due when its context is over the threshold of its policy
+    (eventlog policy --help), or when somebody asked (eventlog compact --worker).
+    A summary of the older part then stands in its context; the events stay.
+
+    Summaries are written by EVENTLOG_COMPACTION_MODEL (gpt-5-mini) at
+    EVENTLOG_COMPACTION_BASE_URL, with the key in EVENTLOG_COMPACTION_API_KEY or
+    OPENAI_API_KEY. Without a key they are made of sentences of the conversation.
+    EVENTLOG_COMPACTION_TOKENS_PER_HOUR_MAX limits what all workers spend,
+    EVENTLOG_COMPACTION_AT_ONCE (4) how many sessions one of them works on.
+
+    Runs until Ctrl-C or SIGTERM, through outages. Several workers share the
+    sessions, and take over from one that died. After failures a session is
+    tried again later and later: eventlog compactions SESSION shows why.
+
+        eventlog compact-worker --metrics-port 9104
+        EVENTLOG_COMPACTION_MODEL=none eventlog compact-worker
+        EVENTLOG_COMPACTION_BASE_URL=http://gpu:8080/v1 eventlog compact-worker
+    """
+    return await _serve(
+        lambda log, stop: run_compactor(log, stop, name=name), metrics_host, metrics_port
+    )
 
 
 async def _serve(

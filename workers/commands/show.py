@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import msgspec
@@ -13,6 +14,7 @@ from eventlog import SessionState
 from eventlog.views import view_of
 from workers.commands import look
 from workers.commands.arguments import AsJson, At, SessionName, parse_at
+from workers.commands.compaction_text import missed_words
 from workers.commands.conversation import print_context, print_conversation
 from workers.commands.opening import open_log
 from workers.terminal import make_console, print_line, safe_json, safe_line
@@ -60,7 +62,15 @@ async def show(
 def state_as_dict(state: SessionState) -> dict[str, Any]:
     """A state for programs: its view, and its messages."""
     view = msgspec.structs.asdict(view_of(state)) if state.seq else {"seq": 0}
-    return {**view, "compactions": state.compactions, "messages": list(state.messages)}
+    return {
+        **view,
+        "compactions": state.compactions,
+        "compaction_missed": state.compaction_missed,
+        "compaction_policy": state.compaction_policy,
+        "facts": state.facts,
+        "pinned": state.pinned,
+        "messages": list(state.messages),
+    }
 
 
 def print_title(console: Console, state: SessionState, head: int) -> None:
@@ -77,6 +87,8 @@ def print_title(console: Console, state: SessionState, head: int) -> None:
         facts.append(f"{state.token_count:,} tokens, {state.context_token_count:,} in the context")
     if state.compaction_count:
         facts.append(look.plural(state.compaction_count, "compaction"))
+    if state.pinned:
+        facts.append(look.plural(len(state.pinned), "pinned message"))
     if state.current_agent:
         facts.append(f"agent {safe_line(state.current_agent, 40)}")
     if state.status != "open":
@@ -86,3 +98,19 @@ def print_title(console: Console, state: SessionState, head: int) -> None:
     if state.parent_session_id:
         facts.append(f"fork of {state.parent_session_id} at {state.parent_seq:,}")
     console.print(Text(" · ".join(facts), look.QUIET))
+    print_kept(console, state)
+
+
+def print_kept(console: Console, state: SessionState) -> None:
+    """What stands in every context, and what kept the last compaction from happening."""
+    for name, text in state.facts.items():
+        line = Text(f"fact {safe_line(name, 40)}: ", look.QUIET)
+        line.append(safe_line(text[: 4 * console.width]), "default")
+        line.truncate(console.width, overflow="ellipsis")
+        console.print(line, soft_wrap=True)
+    if state.compaction_asked is not None:
+        said = f"a compaction was asked for at #{state.compaction_asked.seq}"
+        console.print(Text(said, look.UNDER_WAY))
+    if state.compaction_missed is not None and state.status == "open":
+        said = missed_words(state.compaction_missed, datetime.now(UTC))
+        console.print(Text(said, look.WRONG))

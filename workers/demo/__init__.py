@@ -1,5 +1,7 @@
 """`eventlog demo`: a recorded conversation, lived through again, with Redis taken away.
 
+With `--compact` it is another demo, which is about summaries: see `compacting`.
+
     player     an agent: appends what users and tools said, streams what the assistant said
     watcher    a live subscriber: prints what it gets, and keeps it
     outage     flushes, stops and starts Redis, each in the middle of a reply
@@ -27,6 +29,7 @@ from eventlog.integrations.transcripts import Transcript, read_transcript
 from workers.commands.live import LiveView
 from workers.commands.opening import open_log, prepare
 from workers.demo.checks import run_checks
+from workers.demo.compacting import run_compaction_demo
 from workers.demo.outage import Outage
 from workers.demo.player import Player
 from workers.demo.report import (
@@ -47,6 +50,8 @@ SECONDS: Final = 20.0
 """How long the conversation is played, unless said otherwise."""
 SECONDS_MAX: Final = 3_600.0
 TRANSCRIPT: Final = "claude_compacted.jsonl"
+COMPACTED_TRANSCRIPT: Final = "claude_clean.jsonl"
+"""The longest: 63 messages, 31 tool calls."""
 LOST: Final = 100
 """Which event the subscriber loses when it is told to."""
 
@@ -57,6 +62,8 @@ async def demo(
     *,
     seconds: float = SECONDS,
     fast: bool = False,
+    compact: bool = False,
+    model: str | None = None,
     lose_one: Annotated[bool, Parameter(show=False)] = False,
 ) -> int:
     """See it work: a conversation, live, while Redis is taken away.
@@ -69,6 +76,13 @@ async def demo(
         eventlog demo --seconds 40
         eventlog demo ~/.claude/projects/*/8b418ea5*.jsonl --fast
 
+    With --compact it shows instead how a summary takes the place of the older part of a
+    long context: before, after, what was there all the time, and how it is taken back.
+
+        eventlog demo --compact
+        eventlog demo --compact --model local       a small real model, on this machine
+        eventlog demo --compact --model gpt-5-mini
+
     Exit code 1 if a check failed.
 
     Parameters
@@ -79,7 +93,20 @@ async def demo(
         How long to take for it; 20 unless said otherwise.
     fast
         As fast as it goes.
+    compact
+        Show a compaction.
+    model
+        Who writes its summary: `local` (SmolLM2, from two packages: it says which), a file
+        in the GGUF format, `none` (sentences of the conversation), or a model at
+        EVENTLOG_COMPACTION_BASE_URL. Else the model of the settings; none without a key.
     """
+    if compact:
+        if seconds != SECONDS:
+            raise InvalidRequest("--seconds is for the demo without --compact")
+        path = file or examples_folder() / COMPACTED_TRANSCRIPT
+        return await run_compaction_demo(path, model=model, lose_one=lose_one)
+    if model is not None:
+        raise InvalidRequest("--model is for --compact: it writes the summary")
     if not 0 <= seconds <= SECONDS_MAX:
         raise InvalidRequest(f"--seconds is {seconds:g}; it must be 0 to {SECONDS_MAX:,.0f}")
     path = file or examples_folder() / TRANSCRIPT

@@ -128,15 +128,10 @@ class Player:
         match event:
             case ImportedCompaction():
                 to_seq = self._last[event.covers_to] if event.covers_to >= 0 else 1
-                return ev.CompactionCompleted(
-                    summary=event.summary,
+                return event.placed(
                     from_seq=min(self._first[event.covers_from], to_seq) if self._first else 1,
                     to_seq=to_seq,
                     kept=[self._first[index] for index in event.kept],
-                    model=event.model,
-                    tokens_before=event.tokens_before,
-                    tokens_after=event.tokens_after,
-                    metadata=event.metadata,
                 )
             case ImportedRewind():
                 return ev.SessionRewound(to_seq=self._last[event.to] if event.to >= 0 else 1)

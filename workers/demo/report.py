@@ -66,7 +66,7 @@ def print_beginning(
 
 def print_past(console: Console, past: Sequence[Then]) -> None:
     """The conversation as it was at some points."""
-    _rule(console, "the conversation as it was")
+    print_rule(console, "the conversation as it was")
     width = max((len(then.title) for then in past), default=0)
     for then in past:
         line = Text(f"{then.title:<{width}}  ", "bold")
@@ -83,7 +83,7 @@ def print_past(console: Console, past: Sequence[Then]) -> None:
 
 def print_figures(console: Console, figures: Figures) -> None:
     """What was measured, as a small table."""
-    _rule(console, "figures")
+    print_rule(console, "figures")
     table = Table.grid(padding=(0, 2))
     table.add_column()
     table.add_column(justify="right")
@@ -105,7 +105,7 @@ def print_figures(console: Console, figures: Figures) -> None:
 
 def print_checks(console: Console, checks: Sequence[Check]) -> bool:
     """Each check, and the verdict; whether all passed."""
-    _rule(console, "checks")
+    print_rule(console, "checks")
     for check in checks:
         if check.wrong:
             line = Text(f"✗ {safe_line(check.claim)}: {safe_line(check.wrong)}", look.WRONG)
@@ -134,14 +134,15 @@ def print_next_steps(console: Console, key: str, seq: int) -> None:
         console.print(Text(f"  {command}", look.QUIET), soft_wrap=True)
 
 
+def print_rule(console: Console, title: str) -> None:
+    """A line of its own before the next part of the report."""
+    console.print()
+    console.rule(Text(title, "bold"), align="left", characters="─", style=look.QUIET)
+
+
 def count_increments(events: Sequence[RecordedEvent]) -> int:
     """How many of the events are token increments."""
     return sum(1 for each in events if isinstance(each.event, TokenAppended))
-
-
-def _rule(console: Console, title: str) -> None:
-    console.print()
-    console.rule(Text(title, "bold"), align="left", characters="─", style=look.QUIET)
 
 
 def _quantiles(values: list[float]) -> tuple[float, float]:
