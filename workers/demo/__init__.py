@@ -50,8 +50,6 @@ SECONDS: Final = 20.0
 """How long the conversation is played, unless said otherwise."""
 SECONDS_MAX: Final = 3_600.0
 TRANSCRIPT: Final = "claude_compacted.jsonl"
-COMPACTED_TRANSCRIPT: Final = "claude_clean.jsonl"
-"""The longest: 63 messages, 31 tool calls."""
 LOST: Final = 100
 """Which event the subscriber loses when it is told to."""
 
@@ -103,8 +101,9 @@ async def demo(
     if compact:
         if seconds != SECONDS:
             raise InvalidRequest("--seconds is for the demo without --compact")
-        path = file or examples_folder() / COMPACTED_TRANSCRIPT
-        return await run_compaction_demo(path, model=model, lose_one=lose_one)
+        return await run_compaction_demo(
+            file, examples=examples_folder(), model=model, lose_one=lose_one
+        )
     if model is not None:
         raise InvalidRequest("--model is for --compact: it writes the summary")
     if not 0 <= seconds <= SECONDS_MAX:

@@ -28,6 +28,10 @@ from workers.terminal import safe_line
 
 LOCAL: Final = "local"
 MODEL_FILE_SUFFIX: Final = ".gguf"
+TRANSCRIPT: Final = "claude_clean.jsonl"
+"""The longest that comes with this program: 63 messages, 31 tool calls."""
+TRANSCRIPT_LOCAL: Final = "claude_compacted.jsonl"
+"""Its messages are shorter, so that a small model reads them at once."""
 THRESHOLD: Final = 8_000
 """Tokens from which on the demo's context is due: a long conversation, and read in a moment."""
 THRESHOLD_LOCAL: Final = 2_500
@@ -42,6 +46,8 @@ class Author(msgspec.Struct, frozen=True, kw_only=True):
     summarizer: Summarizer
     words: str
     threshold: int = THRESHOLD
+    transcript: str = TRANSCRIPT
+    """What is played when nothing else is given."""
     is_model: bool = True
 
 
@@ -79,7 +85,12 @@ async def _local(file: Path | None) -> AsyncIterator[Author]:
         )
         await stack.enter_async_context(summarizer)
         words = f"by {safe_line(model.model, 60)}, on this machine, process {model.pid}"
-        yield Author(summarizer=summarizer, words=words, threshold=THRESHOLD_LOCAL)
+        yield Author(
+            summarizer=summarizer,
+            words=words,
+            threshold=THRESHOLD_LOCAL,
+            transcript=TRANSCRIPT_LOCAL,
+        )
 
 
 def _why_without(settings: Settings, model: str | None) -> str:

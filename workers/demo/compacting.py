@@ -95,12 +95,15 @@ class _Course(msgspec.Struct, kw_only=True):
     size: ContextTokens
 
 
-async def run_compaction_demo(path: Path, *, model: str | None, lose_one: bool) -> int:
-    """Run it, on the servers of the settings; the exit code."""
-    transcript = read_transcript(path)
+async def run_compaction_demo(
+    file: Path | None, *, examples: Path, model: str | None, lose_one: bool
+) -> int:
+    """Run it on the servers of the settings; the exit code. `file`: None: one of the examples."""
     settings = prepare(quiet="error")
     console = make_console()
     async with author_of(model, settings) as author, open_log(settings) as log:
+        path = file or examples / author.transcript
+        transcript = read_transcript(path)
         script = script_of(transcript, author.threshold)
         key = f"demo-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"  # noqa: DTZ005
         session = await log.create_session(key=key, user_id="demo", title=transcript.title)

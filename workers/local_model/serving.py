@@ -24,7 +24,7 @@ LOOK_SECONDS: Final = 0.5
 ANSWER_TOKENS_MAX: Final = 512
 """Where an answer is cut that was asked for without a limit: small models may not find an end."""
 REPEAT_PENALTY: Final = 1.1
-FREQUENCY_PENALTY: Final = 0.2
+FREQUENCY_PENALTY: Final = 0.05
 PENALISED_TOKENS: Final = 256
 """They also say the same again: what is among so many tokens becomes less likely, each time."""
 SEED: Final = 7
