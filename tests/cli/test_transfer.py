@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from eventlog import EventLog, MessageAdded, SessionState
 from eventlog.integrations.transcripts import read_transcript
@@ -224,7 +225,7 @@ def portable(state: SessionState) -> dict[str, Any]:
     return {
         "messages": messages,
         "context": state.context(),
-        "compactions": state.compactions,
+        "compactions": [replace(each, recorded_at=None) for each in state.compactions],
         "title": state.title,
         "metadata": state.metadata,
         "counts": (state.message_count, state.token_count, state.context_token_count),

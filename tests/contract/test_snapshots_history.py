@@ -184,7 +184,7 @@ async def test_replay_when_nothing_is_recalled_would_be_wrong(
     async def forgetful(_self: Replayer, _session_id: UUID, state: Any, seqs: Any) -> Any:
         return msgspec.structs.replace(state, left_out=state.left_out.difference(seqs))
 
-    monkeypatch.setattr(Replayer, "_recall", forgetful)
+    monkeypatch.setattr(Replayer, "recall", forgetful)
     history = busy_history()
 
     with pytest.raises(AssertionError):

@@ -34,8 +34,8 @@ TRANSCRIPT_LOCAL: Final = "claude_compacted.jsonl"
 """Its messages are shorter, so that a small model reads them at once."""
 THRESHOLD: Final = 8_000
 """Tokens from which on the demo's context is due: a long conversation, and read in a moment."""
-THRESHOLD_LOCAL: Final = 2_500
-"""The same for a model that reads some hundred tokens a second."""
+THRESHOLD_LOCAL: Final = 1_800
+"""The same for a small model: it reads some hundred tokens a second, and should be asked once."""
 LOCAL_SECONDS_MAX: Final = 600.0
 """Longest time for one of its answers, with other questions before it in the queue."""
 
