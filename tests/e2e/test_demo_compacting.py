@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from eventlog import CompactionCompleted, EventLog, MessageAdded
+from tests.cli import command
 from tests.cli.command import CommandLine, sample
 from tests.e2e.test_local_model import HAS_WHEEL
 from workers.demo.checks import Then
@@ -24,16 +25,16 @@ from workers.demo.compaction_checks import (
 )
 
 CHECKS = 7
-LOCAL_SECONDS_MAX = 110.0
-"""With a model on a busy machine."""
+LOCAL_SECONDS_MAX = 300.0
+"""It takes 15 s on two processors, and several times as long when others use them, too."""
 
 
 @pytest.fixture
 def eventlog(tmp_path: Path) -> CommandLine:
     """The command on a data folder that doesn't exist yet, with no key for any model."""
-    command = CommandLine({"data": str(tmp_path / "data")})
-    command.environment.pop("OPENAI_API_KEY", None)
-    return command
+    bare = CommandLine({"data": str(tmp_path / "data")})
+    bare.environment.pop("OPENAI_API_KEY", None)
+    return bare
 
 
 # --- the command ---------------------------------------------------------------------------------
@@ -83,11 +84,14 @@ def test_demo_when_an_event_is_lost_fails(eventlog: CommandLine) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_WHEEL, reason="xllamacpp has no wheel for this platform")
-def test_demo_when_the_model_is_local_asks_it(eventlog: CommandLine) -> None:
+@pytest.mark.timeout(LOCAL_SECONDS_MAX + 20)
+def test_demo_when_the_model_is_local_asks_it(
+    eventlog: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A real model answers; should its answer be none that counts, that is said, and handled."""
-    said = eventlog.run(
-        *("demo", "--compact", "--model", "local"), columns=100, seconds=LOCAL_SECONDS_MAX
-    ).stdout
+    monkeypatch.setattr(command, "RUN_SECONDS_MAX", LOCAL_SECONDS_MAX)
+
+    said = eventlog.run("demo", "--compact", "--model", "local", columns=100).stdout
 
     assert "by SmolLM2-135M-Instruct, on this machine" in said
     taken = re.search(r"written +by SmolLM2-135M-Instruct, prompt v\d+:\w+, \d+ calls?, ", said)

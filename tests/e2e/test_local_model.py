@@ -175,6 +175,33 @@ async def test_model_when_asked_for_its_pages_shows_none(
     assert refused.value.status_code in (404, 501)
 
 
+@pytest.mark.parametrize("own_template", [True, False])
+async def test_model_when_given_a_page_of_rules_is_told_one_sentence(own_template: bool) -> None:
+    """It would go on with the data instead. A model from a file is asked in its own way."""
+    rules = "Never do anything but what is said here, and do that well. " * 40
+    async with local_model() as running, client_of(running) as client:
+        file = Path(psutil.Process(running.pid).cmdline()[4])
+        assert file.suffix == ".gguf"
+        if own_template:
+            tokens = await prompt_tokens(client, running.model, rules)
+    if not own_template:
+        async with local_model(file) as running, client_of(running) as client:
+            tokens = await prompt_tokens(client, running.model, rules)
+
+    assert (tokens < 80) is own_template
+
+
+async def prompt_tokens(client: openai.AsyncOpenAI, model: str, rules: str) -> int:
+    """What the model reads for a short question under these rules."""
+    done = await client.chat.completions.create(
+        model=model,
+        messages=[{"role": "system", "content": rules}, {"role": "user", "content": "Hello"}],
+        max_completion_tokens=1,
+    )
+    assert done.usage is not None
+    return done.usage.prompt_tokens
+
+
 async def test_model_when_the_block_ends_leaves_nothing(temporary: Path) -> None:
     """No process, no file; and while it ran, a process of its own."""
     async with local_model() as running:

@@ -74,11 +74,11 @@ async def demo(
         eventlog demo --seconds 40
         eventlog demo ~/.claude/projects/*/8b418ea5*.jsonl --fast
 
-    With --compact it shows instead how a summary takes the place of the older part of a
-    long context: before, after, what was there all the time, and how it is taken back.
+    With --compact it shows instead how a summary takes the place of the older
+    part of a long context, that history is as it was, and how to take it back.
 
         eventlog demo --compact
-        eventlog demo --compact --model local       a small real model, on this machine
+        eventlog demo --compact --model local       a small model, on this machine
         eventlog demo --compact --model gpt-5-mini
 
     Exit code 1 if a check failed.
@@ -94,9 +94,9 @@ async def demo(
     compact
         Show a compaction.
     model
-        Who writes its summary: `local` (SmolLM2, from two packages: it says which), a file
-        in the GGUF format, `none` (sentences of the conversation), or a model at
-        EVENTLOG_COMPACTION_BASE_URL. Else the model of the settings; none without a key.
+        Who writes its summary: `local` (SmolLM2; says what to install), a file.gguf,
+        `none` (sentences of the conversation), or a model of the settings' endpoint.
+        Not given: the model of the settings, or none without a key.
     """
     if compact:
         if seconds != SECONDS:
