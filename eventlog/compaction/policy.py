@@ -63,9 +63,8 @@ class CompactionPolicy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
 
     def full_at(self, window: int | None) -> int:
         """Tokens from which on the next request may be refused."""
-        known = self.window_tokens or window
-        threshold = self.threshold(window)
-        return max(threshold, int(known * FULL_SHARE)) if known else threshold
+        known = self.window_tokens or window or WINDOW_UNKNOWN_TOKENS
+        return max(self.threshold(window), int(known * FULL_SHARE))
 
 
 CODEX: Final = CompactionPolicy(name="codex", threshold_tokens=220_000, keep_messages=2)
