@@ -17,7 +17,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping
 from io import BytesIO
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import imagesize
 import msgspec
@@ -38,25 +38,29 @@ _FORMATS: Final = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"GIF8", b"RIFF")
 _URLSAFE: Final = str.maketrans("-_", "+/", " \t\r\n")
 
 
-class Rule(msgspec.Struct, frozen=True):
-    """How a family of models counts images. `certain`: its provider documents it."""
+class Rule(Protocol):
+    """How a family of models counts images."""
 
-    certain: bool = True
+    @property
+    def certain(self) -> bool:
+        """Whether its provider documents it."""
+        ...
 
     def tokens(self, width: int, height: int, detail: str) -> int:
         """Of an image of this size in pixels."""
-        raise NotImplementedError
+        ...
 
     def most(self, detail: str) -> int:
         """Of an image of any size."""
-        raise NotImplementedError
+        ...
 
 
-class Tiles(Rule, frozen=True, kw_only=True):
+class Tiles(msgspec.Struct, frozen=True, kw_only=True):
     """So many for the image, so many for each tile; low detail has no tiles."""
 
     base: int
     tile: int
+    certain: bool = True
 
     def tokens(self, width: int, height: int, detail: str) -> int:
         """Of an image of this size in pixels."""
@@ -80,12 +84,13 @@ class Budget(msgspec.Struct, frozen=True):
     patches: int | None = None
 
 
-class Patches(Rule, frozen=True, kw_only=True):
+class Patches(msgspec.Struct, frozen=True, kw_only=True):
     """A token for each patch, times a factor in hundredths."""
 
     hundredths: int
     budgets: Mapping[str, Budget]
     """By level of detail; `auto` is there always."""
+    certain: bool = True
 
     def tokens(self, width: int, height: int, detail: str) -> int:
         """Of an image of this size in pixels."""
@@ -109,11 +114,12 @@ class Patches(Rule, frozen=True, kw_only=True):
         return -(-min(count, PATCHES_MAX) * self.hundredths // 100)
 
 
-class Grid(Rule, frozen=True, kw_only=True):
+class Grid(msgspec.Struct, frozen=True, kw_only=True):
     """A token for each square of 28, within a longest side and a number of squares."""
 
     side: int
     squares: int
+    certain: bool = True
 
     def tokens(self, width: int, height: int, detail: str) -> int:
         """Of an image of this size in pixels."""
@@ -136,10 +142,11 @@ class Grid(Rule, frozen=True, kw_only=True):
         return _squares(edge, max(1, round(edge * short / long)), 28)
 
 
-class Crops(Rule, frozen=True, kw_only=True):
+class Crops(msgspec.Struct, frozen=True, kw_only=True):
     """So many for a small image; a larger one is cut to crops by its short side."""
 
     crop: int = 258
+    certain: bool = True
 
     def tokens(self, width: int, height: int, detail: str) -> int:
         """Of an image of this size in pixels."""
@@ -153,10 +160,11 @@ class Crops(Rule, frozen=True, kw_only=True):
         return self.crop * 16
 
 
-class Fixed(Rule, frozen=True, kw_only=True):
+class Fixed(msgspec.Struct, frozen=True, kw_only=True):
     """The same for every image, at the resolution that is the default."""
 
     each: int
+    certain: bool = True
 
     def tokens(self, width: int, height: int, detail: str) -> int:
         """Of an image of this size in pixels."""

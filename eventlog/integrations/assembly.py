@@ -184,8 +184,10 @@ class Assembly:
     def _fit(self, entry: Entry) -> None:
         """Cut what is larger than an event may be. Its lines are kept whole already."""
         event = entry.event
-        if isinstance(event, ImportedCompaction) and len(event.summary) > CUT_CHARS:
-            entry.event = msgspec.structs.replace(event, summary=_cut(event.summary, CUT_CHARS))
+        if isinstance(event, ImportedCompaction) and len(event.event.summary) > CUT_CHARS:
+            short = _cut(event.event.summary, CUT_CHARS)
+            told = msgspec.structs.replace(event.event, summary=short)
+            entry.event = msgspec.structs.replace(event, event=told)
         elif isinstance(event, MessageAdded) and not _fits(event):
             entry.event = _shortened(event)
         else:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from eventlog.events import Custom, MessageAdded
+from eventlog.events import CompactionCompleted, Custom, MessageAdded
 from eventlog.integrations.assembly import Assembly
 from eventlog.integrations.claude_session import metadata_of
 from eventlog.integrations.jsonl import Line, count_of, dict_of, id_of
@@ -79,15 +79,16 @@ class ClaudeCompactions:
         self, index: int, summary: str, record: dict[str, Any], *, records: list[Any]
     ) -> ImportedCompaction:
         stated = dict_of(record.get("compactMetadata"))
-        return ImportedCompaction(
+        event = CompactionCompleted(
             summary=summary,
-            covers_from=0,
-            covers_to=index - 1,
-            kept=self._kept(stated, index),
+            from_seq=0,
+            to_seq=0,
             tokens_before=count_of(stated.get("preTokens")),
             tokens_after=count_of(stated.get("postTokens")) or None,
             metadata={**metadata_of(record), "records": records},
         )
+        kept = self._kept(stated, index)
+        return ImportedCompaction(event=event, covers_from=0, covers_to=index - 1, kept=kept)
 
     def _kept(self, stated: dict[str, Any], before: int) -> list[int]:
         """Indexes of the messages that stay in the context beside the summary."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any, Final
 
-from eventlog.events import Content, MessageAdded
+from eventlog.events import CompactionCompleted, Content, MessageAdded
 from eventlog.integrations.assembly import Assembly
 from eventlog.integrations.jsonl import Line, count_of, dict_of, parts_of, text_in, text_of
 from eventlog.integrations.transcripts import ImportedCompaction
@@ -54,14 +54,14 @@ class CodexCompactions:
             kept = self._newest()
         held = self.assembly.verbatim(line)
         index = len(self.assembly.entries)
-        event = ImportedCompaction(
+        told = CompactionCompleted(
             summary=summary,
-            covers_from=0,
-            covers_to=index - 1,
-            kept=kept,
+            from_seq=0,
+            to_seq=0,
             tokens_before=self._tokens,
             metadata={"source": "codex", "records": [held]},
         )
+        event = ImportedCompaction(event=told, covers_from=0, covers_to=index - 1, kept=kept)
         source_id = self.assembly.source_id(line)
         self.assembly.add(event, line, source_id, stated=record.get("timestamp"))
         return True

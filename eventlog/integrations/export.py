@@ -222,8 +222,8 @@ class _Reader:
         return None
 
     def _compacted(self, event: ev.CompactionCompleted) -> ImportedCompaction:
-        return ImportedCompaction.of(
-            event,
+        return ImportedCompaction(
+            event=event,
             covers_from=self._index_at(event.from_seq - 1) + 1,
             covers_to=self._index_at(event.to_seq),
             kept=[self._index_at(seq) for seq in event.kept if self._is_placed(seq)],

@@ -32,7 +32,6 @@ from eventlog.events import (
     CompactionReverted,
     SessionRewound,
     StoredEvent,
-    Usage,
 )
 from eventlog.integrations.jsonl import Progress, dict_of, read_lines, text_of
 
@@ -45,43 +44,20 @@ _COMPRESSED: Final = {b"\x28\xb5\x2f\xfd": "zstd -d", b"\x1f\x8b": "gunzip"}
 
 
 class ImportedCompaction(msgspec.Struct, frozen=True, kw_only=True):
-    """A compaction whose range is not known as seqs yet.
+    """A compaction whose range is not known as seqs yet: those in `event` mean nothing.
 
     `covers_from`, `covers_to` (both included) and `kept` are indexes into `Transcript.events`;
     `covers_to` is -1 when the file begins with the compaction.
     """
 
-    summary: str
+    event: CompactionCompleted
     covers_from: int
     covers_to: int
     kept: list[int] = []
-    model: str | None = None
-    prompt_version: str | None = None
-    tokens_before: int | None = None
-    tokens_after: int | None = None
-    context_tokens: int | None = None
-    estimated: bool = False
-    method: str = ""
-    usage: Usage | None = None
-    calls: int = 0
-    duration_ms: int | None = None
-    metadata: dict[str, Any] = {}
-
-    @staticmethod
-    def of(
-        event: CompactionCompleted, *, covers_from: int, covers_to: int, kept: list[int]
-    ) -> ImportedCompaction:
-        """What an event says, with indexes where it has seqs."""
-        said = {name: getattr(event, name) for name in _SAID}
-        return ImportedCompaction(covers_from=covers_from, covers_to=covers_to, kept=kept, **said)
 
     def placed(self, *, from_seq: int, to_seq: int, kept: list[int]) -> CompactionCompleted:
         """The event, with seqs where this has indexes."""
-        said = {name: getattr(self, name) for name in _SAID}
-        return CompactionCompleted(from_seq=from_seq, to_seq=to_seq, kept=kept, **said)
-
-
-_SAID: Final = set(CompactionCompleted.__struct_fields__) - {"from_seq", "to_seq", "kept"}
+        return msgspec.structs.replace(self.event, from_seq=from_seq, to_seq=to_seq, kept=kept)
 
 
 class ImportedRewind(msgspec.Struct, frozen=True, kw_only=True):

@@ -28,6 +28,7 @@ from eventlog.log import EventLog
 from tests.integrations.conftest import SESSION, Write, counted, every_sample, sample
 
 EVENT_BYTES_MAX = 16 * 1024 * 1024
+SUMMARY = CompactionCompleted(summary="s", from_seq=0, to_seq=0)
 
 
 @pytest.mark.parametrize("path", every_sample(), ids=lambda path: path.stem)
@@ -178,7 +179,7 @@ def test_progress_when_asked_for_ends_at_the_size_of_the_file() -> None:
 def test_resolve_when_given_a_seq_counts_from_it() -> None:
     """Indexes become seqs behind whatever the session holds already."""
     transcript = transcript_of(
-        ImportedCompaction(summary="s", covers_from=0, covers_to=2, kept=[1]),
+        ImportedCompaction(event=SUMMARY, covers_from=0, covers_to=2, kept=[1]),
         ImportedReversal(compaction=0),
         ImportedRewind(to=1, reason="undo"),
     )
@@ -192,7 +193,7 @@ def test_resolve_when_given_a_seq_counts_from_it() -> None:
 
 def test_resolve_when_a_file_begins_with_a_compaction_covers_what_was_before() -> None:
     """With nothing imported before it, a compaction covers the event before the first."""
-    transcript = transcript_of(ImportedCompaction(summary="s", covers_from=0, covers_to=-1))
+    transcript = transcript_of(ImportedCompaction(event=SUMMARY, covers_from=0, covers_to=-1))
 
     (event,) = resolve(transcript, first_seq=2)
 
@@ -218,6 +219,8 @@ def transcript_of(*events: Any) -> Transcript:
 def verbatim(imported: ImportedEvent) -> Iterator[Any]:
     """What an event holds of the file as it was."""
     event = imported.event
+    if isinstance(event, ImportedCompaction):
+        event = event.event
     yield getattr(event, "data", None)
     metadata = getattr(event, "metadata", {})
     native = getattr(event, "native", None) or []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import aclosing
 from importlib.resources import files
 from typing import Any, get_args
 
@@ -62,7 +63,7 @@ async def test_summarizer_when_made_of_settings_asks_that_endpoint(
         compaction_tokens_per_hour_max=3_000,
     )
 
-    async with summarizer_of(settings, key) or pytest.fail("none") as summarizer:
+    async with aclosing(summarizer_of(settings, key) or pytest.fail("none")) as summarizer:
         assert isinstance(summarizer, GuardedSummarizer)
         summary = await summarizer.summarize(material_of())
         with pytest.raises(SummaryFailed) as failed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
@@ -177,7 +177,7 @@ async def _summarizer(
     if model is None:
         yield ExtractiveSummarizer(), "without a model"
     else:
-        async with model:
+        async with aclosing(model):
             yield model, f"with {safe_line(settings.compaction_model, 40)}"
 
 

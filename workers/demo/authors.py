@@ -10,7 +10,7 @@ not said     the model of the settings; none, when there is no key for one
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -67,7 +67,7 @@ async def author_of(model: str | None, settings: Settings) -> AsyncIterator[Auth
             summarizer=ExtractiveSummarizer(), words=_why_without(chosen, model), is_model=False
         )
         return
-    async with asked:
+    async with aclosing(asked):
         yield Author(summarizer=asked, words=f"by {safe_line(chosen.compaction_model, 60)}")
 
 
@@ -83,7 +83,7 @@ async def _local(file: Path | None) -> AsyncIterator[Author]:
             window_tokens=model.window_tokens,
             timeout_seconds=LOCAL_SECONDS_MAX,
         )
-        await stack.enter_async_context(summarizer)
+        await stack.enter_async_context(aclosing(summarizer))
         words = f"by {safe_line(model.model, 60)}, on this machine, process {model.pid}"
         yield Author(
             summarizer=summarizer,

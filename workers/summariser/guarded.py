@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Protocol
 
 from eventlog.compaction.summarizer import FailureKind, Material, Summary, SummaryFailed
 from eventlog.events import Usage
@@ -69,17 +68,6 @@ class GuardedSummarizer:
     async def aclose(self) -> None:
         """Close the connections of `inner`."""
         await self._inner.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
 
 def _tokens_of(usage: Usage | None, unknown: int) -> int:

@@ -12,8 +12,7 @@ import asyncio
 import random
 import secrets
 from collections.abc import Callable, Coroutine, Sequence
-from types import TracebackType
-from typing import Final, Self, TypeVar, get_args
+from typing import Final, TypeVar, get_args
 
 import msgspec
 
@@ -118,17 +117,6 @@ class ModelSummarizer:
     async def aclose(self) -> None:
         """Close the connections to the endpoint."""
         await self._client.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
 
 class _Writing:
